@@ -1,0 +1,46 @@
+"""What the training loop knows of an algorithm: a policy to act with, the experience it wants, and `update`."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from martes.data import Field, TeamSpec, Workspace
+from martes.data.experience import Experience
+from martes.networks import TemporalModule
+
+Metrics = dict[str, Tensor]
+"""Name -> number (a tensor without axes, so that nothing waits for the device until it is logged)."""
+
+
+class Learner(Protocol):
+    """One algorithm at work: its networks, optimisers and counters."""
+
+    policy: TemporalModule
+    experience: Experience
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """What it and its policy write into a workspace, beyond what the team's environments do."""
+        ...
+
+    def update(self, batch: Workspace) -> Metrics:
+        """Learns from one batch: the only place with optimisers."""
+        ...
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, optimisers, statistics, counters and random state."""
+        ...
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restores `state_dict`."""
+        ...
+
+
+class Algorithm(Protocol):
+    """Hyperparameters that make a learner: a frozen dataclass whose fields are the command line's options."""
+
+    def learner(self, team: TeamSpec, generator: torch.Generator) -> Learner:
+        """A fresh learner of this team; every random number it ever needs comes from `generator`."""
+        ...

@@ -1,0 +1,214 @@
+"""Proximal policy optimisation for teams: IPPO (local critics) and MAPPO (a central critic); A2C is one epoch, no clip."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from martes.algorithms.learner import Metrics
+from martes.data import Field, TeamSpec, Workspace
+from martes.data.experience import Rollouts
+from martes.errors import ConfigError, NonFiniteError
+from martes.maths.losses import clipped_surrogate, clipped_value_loss, kl_estimate
+from martes.maths.masks import masked_mean, standardise
+from martes.maths.returns import gae
+from martes.networks import Chain, Critic, Network, Policy, Sharing, clipped_by_slot, replay
+
+
+@dataclass(frozen=True)
+class PPO:
+    """Clipped policy gradients from fresh rollouts (Schulman et al. 2017); for teams de Witt et al. 2020 (IPPO), Yu et al. 2022 (MAPPO)."""
+
+    critic: Literal["local", "central"] = "central"
+    """What the critic sees: each agent's own view (IPPO) or the state of the team (MAPPO)."""
+    sharing: Sharing = "shared"
+    """Which agents share parameters: all, those of a group, or none."""
+    network: Network = field(default_factory=Network)
+    """The policy's network."""
+    critic_network: Network | None = None
+    """The critic's network; none: shaped as the policy's."""
+    rollout: int = 32
+    """Steps of each environment between two updates."""
+    epochs: int = 4
+    """Passes over a rollout."""
+    minibatches: int = 4
+    """Parts into which each pass is cut; one gradient step for each."""
+    lr: float = 5e-4
+    """Step size of Adam."""
+    anneal_steps: int = 0
+    """Environment steps over which the step size falls linearly to 0; 0: it stays."""
+    gamma: float = 0.99
+    """Discount of the return per step."""
+    gae_lambda: float = 0.95
+    """Weight of long returns in the advantage: 0 is one-step, 1 is Monte Carlo."""
+    clip: float | None = 0.2
+    """Half-width of the trust region on the probability ratio; none: the plain policy gradient."""
+    value_clip: float | None = 0.2
+    """How far a value may move from its recorded one, in deviations of the return; none: freely."""
+    entropy: float = 0.01
+    """Weight of the entropy bonus."""
+    value_weight: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float | None = 0.5
+    """Longest gradient of the policy and of the critic, per slot; none: any."""
+    target_kl: float | None = None
+    """Stop the passes once the policy has moved this far, in nats; none: never."""
+    standardise_advantage: bool = True
+    """Give the advantages of a minibatch mean 0 and deviation 1?"""
+    normalise_value: bool = True
+    """Keep the critic's outputs standardised (PopArt) whatever the scale of the rewards?"""
+    team_reward: bool = False
+    """Learn from the mean reward of the team in place of each agent's own?"""
+    adam_eps: float = 1e-5
+    """Term that keeps Adam's denominator from 0."""
+    autocast: bool = False
+    """Compute the networks in bfloat16 where the device supports it?"""
+
+    def __post_init__(self) -> None:
+        for name in ("rollout", "epochs", "minibatches"):
+            _refuse(name, getattr(self, name), getattr(self, name) < 1, "an integer >= 1")
+        for name in ("gamma", "gae_lambda"):
+            _refuse(name, getattr(self, name), not 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("lr", "adam_eps"):
+            _refuse(name, getattr(self, name), getattr(self, name) <= 0, "above 0")
+        for name in ("clip", "value_clip", "max_grad_norm", "target_kl"):
+            _refuse(name, getattr(self, name), getattr(self, name) is not None and getattr(self, name) <= 0, "above 0, or none")
+
+    def learner(self, team: TeamSpec, generator: torch.Generator) -> "PPOLearner":
+        """A fresh learner of this team; every random number it ever needs comes from `generator`."""
+        return PPOLearner(self, team, generator)
+
+
+def _refuse(name: str, value: object, is_wrong: bool, cure: str) -> None:
+    if is_wrong:
+        raise ConfigError(f"algorithm.{name} is {value}: it must be {cure}")
+
+
+class PPOLearner:
+    """PPO at work on one team."""
+
+    def __init__(self, config: PPO, team: TeamSpec, generator: torch.Generator) -> None:
+        self.config = config
+        self.generator = generator
+        self.actor = Policy(team, config.network, config.sharing, generator)
+        self.critic = Critic(team, config.critic_network or config.network, config.critic, config.sharing, generator)
+        self.policy = Chain(self.actor, self.critic).to(generator.device)
+        self.experience = Rollouts(config.rollout)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
+        self.env_steps = 0
+        self.by = "row" if self.policy.initial_memory(1) != () else "step"
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """What acting and learning add to the team's fields."""
+        learned = {
+            "next_value": Field(writer="the collector", doc="V of the step that follows, or of the real last one where cut"),
+            "advantage": Field(writer="the learner", doc="how much better the action was than the policy's average"),
+            "target": Field(writer="the learner", doc="what the value should have been"),
+        }
+        return {**self.actor.fields(), **self.critic.fields(), **learned}
+
+    def update(self, batch: Workspace) -> Metrics:
+        """Learns from one rollout; returns the mean of each metric over its gradient steps."""
+        config, lr = self.config, self._annealed()
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        self._score(batch)
+        taught = batch.subset((*self.policy.reads, *self.policy.writes, "start", "advantage", "target"))
+        history: list[Metrics] = []
+        for _ in range(config.epochs):
+            for part in taught.minibatches(config.minibatches, self.by, self.generator):
+                history.append(self._descend(part))
+            if config.target_kl is not None and _mean(history[-config.minibatches :], "kl") > config.target_kl:
+                break
+        self.env_steps += batch.time * batch.envs
+        # Observation statistics move last: until then the ratio is exactly that of the policy that acted.
+        inputs = {name: batch[name][: batch.time] for name in self.policy.reads}
+        self.actor.body.observe(inputs, inputs["agent_mask"])
+        self.critic.observe(inputs)
+        steps = torch.tensor(float(len(history)))
+        return {name: _mean(history, name) for name in history[0]} | {"gradient_steps": steps, "lr": torch.tensor(lr)}
+
+    def _score(self, batch: Workspace) -> None:
+        """Writes advantage and target, A_t = GAE (Schulman et al. 2016) and R_t = A_t + V_t, into the batch."""
+        reward = batch["reward"]
+        if self.config.team_reward:
+            alive = batch["agent_mask"][: batch.time]
+            reward = masked_mean(reward, alive, dim=-1, keepdim=True).expand_as(reward)
+        discount = batch["discount"] * self.config.gamma
+        batch["advantage"] = gae(reward, batch["value"], batch["next_value"], discount, batch["cut"], self.config.gae_lambda)
+        batch["target"] = batch["advantage"] + batch["value"]
+        if self.config.normalise_value:
+            self.critic.head.rescale(batch["target"], self._valued(batch))
+
+    def _valued(self, batch: Workspace) -> Tensor:
+        """Where values are learned: an agent's own steps; under a central critic every step of a living team, since the
+        value of a dead member goes on while the team plays on."""
+        return batch.mask.any(-1, keepdim=True).expand_as(batch.mask) if self.critic.is_central else batch.mask
+
+    def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
+        """L = L_clip + c_v L_V - c_H H, each the mean over living agents (Schulman et al. 2017, eq. 9), and what to watch."""
+        config = self.config
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.autocast):
+            new = replay(self.policy, batch, given=(self.actor.choice,))
+        mask = batch.mask
+        advantage = standardise(batch["advantage"], mask) if config.standardise_advantage else batch["advantage"]
+        log_ratio = (new["log_prob"] - batch["log_prob"]).masked_fill(~mask, 0)  # a dead agent's ratio means nothing
+        ratio = log_ratio.exp()
+        policy_loss = masked_mean(clipped_surrogate(ratio, advantage, config.clip), mask)
+        scale = self.critic.head.deviation  # value errors in deviations of the return, whatever the rewards' scale
+        value, behaviour_value, target = (each / scale for each in (new["value"], batch["value"], batch["target"]))
+        value_loss = masked_mean(clipped_value_loss(value, behaviour_value, target, config.value_clip), self._valued(batch))
+        entropy = masked_mean(new["entropy"], mask)
+        loss = policy_loss + config.value_weight * value_loss - config.entropy * entropy
+        is_clipped = ((ratio - 1).abs() > (config.clip or torch.inf)).float()
+        metrics = {
+            "loss": loss,
+            "policy_loss": policy_loss,
+            "value_loss": value_loss,
+            "entropy": entropy,
+            "kl": masked_mean(kl_estimate(log_ratio), mask),
+            "clip_fraction": masked_mean(is_clipped, mask),
+        }
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def _descend(self, batch: Workspace) -> Metrics:
+        loss, metrics = self.loss(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norms = {"policy_grad_norm": self._clipped(self.actor), "critic_grad_norm": self._clipped(self.critic)}
+        if not all(bool(number.isfinite()) for number in (loss.detach(), *norms.values())):
+            raise NonFiniteError("the loss or its gradient is not finite", batch)
+        self.optimiser.step()
+        return metrics | norms
+
+    def _clipped(self, module: Policy | Critic) -> Tensor:
+        norms = clipped_by_slot(module.parameters(), module.body.slots.count, self.config.max_grad_norm)
+        return norms.max()
+
+    def _annealed(self) -> float:
+        """The step size now: lr, or lr (1 - steps / anneal_steps) and never below 0."""
+        left = 1 - self.env_steps / self.config.anneal_steps if self.config.anneal_steps else 1.0
+        return self.config.lr * max(left, 0.0)
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights and statistics, optimiser, step count and random state."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "env_steps": self.env_steps,
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.policy.load_state_dict(state["policy"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.env_steps = state["env_steps"]
+        self.generator.set_state(state["generator"])
+
+
+def _mean(history: list[Metrics], name: str) -> Tensor:
+    return torch.stack([metrics[name] for metrics in history]).mean()

@@ -1,0 +1,259 @@
+"""The one store: named tensors with named axes, indexed by time, that environments, policies and losses share."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self, overload
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from martes.data import storage
+from martes.data.schema import Field, Schema
+from martes.data.trees import Memory, leaves, mapped
+from martes.errors import DataError, nearest
+
+
+class Workspace:
+    """Preallocated tensors of `time` steps of `envs` environments; what is written is copied, never aliased.
+
+    Step `t` holds what was seen at t, the action chosen there, and the reward, discount and cut that answered it;
+    fields with an extra row hold one step more. Axis order is `time env agent`, then features.
+    """
+
+    def __init__(
+        self, schema: Schema, *, time: int, envs: int, device: torch.device | str = "cpu", shared: bool = False
+    ) -> None:
+        tensors = {
+            name: torch.full(schema.shape(name, time, envs), field.fill, dtype=field.dtype, device=device)
+            for name, field in schema.items()
+        }
+        self._adopt(schema, tensors, torch.zeros(time, envs, dtype=torch.bool, device=device), ())
+        if shared:
+            self.share()
+
+    def _adopt(self, schema: Schema, tensors: dict[str, Tensor], filled: Tensor, memory: Memory | None) -> Self:
+        self.schema = schema
+        self._tensors = tensors
+        self._filled = filled
+        self._memory = memory
+        self.time, self.envs = filled.shape
+        return self
+
+    @classmethod
+    def _made(cls, schema: Schema, tensors: dict[str, Tensor], filled: Tensor, memory: Memory | None) -> "Workspace":
+        return cls.__new__(cls)._adopt(schema, tensors, filled, memory)
+
+    # ------------------------------------------------------------------------------------------------------- reading
+    @overload
+    def __getitem__(self, name: str) -> Tensor: ...
+    @overload
+    def __getitem__(self, name: tuple[str, ...]) -> tuple[Tensor, ...]: ...
+    def __getitem__(self, name: str | tuple[str, ...]) -> Tensor | tuple[Tensor, ...]:
+        """The whole tensor of a name, or a tuple of them for several names."""
+        if isinstance(name, tuple):
+            return tuple(self[each] for each in name)
+        self._require(name)
+        return self._tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The fields, in the schema's order."""
+        return tuple(self._tensors)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self._filled.device
+
+    @property
+    def memory(self) -> Memory:
+        """The memory before step 0, axis `env` first. Raises DataError where nobody knows it."""
+        if self._memory is None:
+            raise DataError(
+                "the memory before this window is unknown: only step 0 of a collected workspace has it. "
+                "Replay from step 0, or set `workspace.memory`"
+            )
+        return self._memory
+
+    @memory.setter
+    def memory(self, memory: Memory) -> None:
+        self._memory = mapped(Tensor.detach, memory)
+
+    @property
+    def mask(self) -> Bool[Tensor, "time env agent"]:
+        """True where a step was written and the agent was there: what a loss may count."""
+        return self["agent_mask"][: self.time] & self._filled[:, :, None]
+
+    def at(self, t: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+        """Views of step `t`: every field that has this step (or just `names`), episode constants whole."""
+        for name in names or ():
+            self._require(name)
+        return {
+            name: self[name].select(0, t) if self.schema[name].over_time else self[name]
+            for name in (self.names if names is None else names)
+            if not self.schema[name].over_time or t < self.schema.length(name, self.time)
+        }
+
+    # ------------------------------------------------------------------------------------------------------- writing
+    def write(self, t: int, values: Mapping[str, Tensor]) -> None:
+        """Copies `values` into step `t` (episode constants into their one place). Raises DataError naming the field."""
+        for name, value in values.items():
+            target = self._step(t, name)
+            if value.shape != target.shape or (value.dtype != target.dtype and not _is_safe(value, target)):
+                raise DataError(_mismatch(f"{name!r} at step {t}", value, target, self.schema[name]))
+            target.copy_(value)
+        if any(self.schema[name].over_time and not self.schema[name].extra_row for name in values):
+            self._filled[t] = True
+
+    def __setitem__(self, name: str, value: Tensor) -> None:
+        """Copies `value` over the whole field. Raises DataError naming the field and both shapes."""
+        target = self[name]
+        if value.shape != target.shape or (value.dtype != target.dtype and not _is_safe(value, target)):
+            raise DataError(_mismatch(f"all of {name!r}", value, target, self.schema[name]))
+        target.copy_(value)
+
+    def carry(self) -> None:
+        """Puts what follows the last step into step 0, so that the next window goes on where this one ended."""
+        for name, field in self.schema.items():
+            if field.extra_row:
+                self._tensors[name][0].copy_(self._tensors[name][self.time])
+        self._filled.zero_()
+
+    def _step(self, t: int, name: str) -> Tensor:
+        tensor = self[name]
+        if not self.schema[name].over_time:
+            return tensor
+        if not 0 <= t < tensor.shape[0]:
+            raise DataError(f"{name!r} has steps 0..{tensor.shape[0] - 1}, there is no step {t}")
+        return tensor.select(0, t)
+
+    def _require(self, name: str) -> None:
+        if name not in self._tensors:
+            writers = ", ".join(f"{each} ({field.writer})" for each, field in self.schema.items())
+            raise DataError(
+                f"no field {name!r} in this workspace{nearest(name, self._tensors)}. Who writes what: {writers}"
+            )
+
+    # ----------------------------------------------------------------------------------------------------- selecting
+    def window(self, t0: int, t1: int) -> "Workspace":
+        """A view of the steps t0 <= t < t1, and of what followed the last of them."""
+        if not 0 <= t0 < t1 <= self.time:
+            raise DataError(f"no window [{t0}, {t1}) in a workspace of {self.time} steps")
+
+        def part(name: str, tensor: Tensor) -> Tensor:
+            return tensor[t0 : self.schema.length(name, t1)] if self.schema[name].over_time else tensor
+
+        tensors = {name: part(name, tensor) for name, tensor in self._tensors.items()}
+        is_known = t0 == 0 or self._memory == ()
+        return Workspace._made(self.schema, tensors, self._filled[t0:t1], self._memory if is_known else None)
+
+    def rows(self, index: Tensor) -> "Workspace":
+        """The trajectories of the environments `index` (a copy), each with its memory before step 0."""
+
+        def part(name: str, tensor: Tensor) -> Tensor:
+            return tensor.index_select(int(self.schema[name].over_time), index)
+
+        def chosen(leaf: Tensor) -> Tensor:
+            return leaf.index_select(0, index)
+
+        tensors = {name: part(name, tensor) for name, tensor in self._tensors.items()}
+        memory = None if self._memory is None else mapped(chosen, self._memory)
+        return Workspace._made(self.schema, tensors, self._filled.index_select(1, index), memory)
+
+    def minibatches(
+        self, count: int, by: Literal["row", "step"], generator: torch.Generator | None = None
+    ) -> Iterator["Workspace"]:
+        """`count` disjoint random parts that together are the whole, their sizes differing by one at most.
+
+        A *row* is one environment's whole trajectory, memory included: for policies with memory. A *step* is one time
+        step of one environment, all agents together: the parts then have one time step and many environments, and
+        fields lose their extra row. Raises DataError where there are fewer units than parts, or where steps are asked
+        for although there is memory before step 0.
+        """
+        units = self.envs if by == "row" else self.envs * self.time
+        if not 1 <= count <= units:
+            raise DataError(f"{units} {by}s cannot make {count} minibatches: ask for 1 to {units}")
+        source = self if by == "row" else self._as_steps()
+        order = torch.randperm(units, generator=generator, device=generator.device if generator else "cpu")
+        for part in order.to(self.device).tensor_split(count):
+            yield source.rows(part)
+
+    def _as_steps(self) -> "Workspace":
+        if self._memory is None or any(True for _ in leaves(self._memory)):
+            raise DataError("steps of a module with memory cannot be shuffled: take minibatches by='row'")
+        schema = Schema(
+            {name: replace(field, extra_row=False) for name, field in self.schema.items()}, self.schema.agents
+        )
+
+        def flat(name: str, tensor: Tensor) -> Tensor:
+            if self.schema[name].over_time:
+                return tensor[: self.time].flatten(0, 1).unsqueeze(0)  # time env ... -> 1 (time env) ...
+            return tensor.expand(self.time, *tensor.shape).flatten(0, 1)
+
+        tensors = {name: flat(name, tensor) for name, tensor in self._tensors.items()}
+        return Workspace._made(schema, tensors, self._filled.flatten().unsqueeze(0), ())
+
+    def subset(self, names: Sequence[str]) -> "Workspace":
+        """The same steps with only `names` (views): what a minibatch does not hold costs nothing to shuffle."""
+        for name in names:
+            self._require(name)
+        schema = Schema({name: self.schema[name] for name in names}, self.schema.agents)
+        return Workspace._made(schema, {name: self._tensors[name] for name in names}, self._filled, self._memory)
+
+    # ------------------------------------------------------------------------------------------------------- moving
+    def to(self, device: torch.device | str) -> "Workspace":
+        """The same content on `device`, memory included."""
+
+        def moved(leaf: Tensor) -> Tensor:
+            return leaf.to(device)
+
+        tensors = {name: moved(tensor) for name, tensor in self._tensors.items()}
+        memory = None if self._memory is None else mapped(moved, self._memory)
+        return Workspace._made(self.schema, tensors, self._filled.to(device), memory)
+
+    def share(self) -> Self:
+        """This workspace with its tensors moved to shared memory, for other processes to write into."""
+        for tensor in (*self._tensors.values(), self._filled):
+            tensor.share_memory_()
+        return self
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file: content, schema, mask, memory. Atomic: the old file stays until it is done."""
+        storage.write_workspace(Path(path), self.schema, self._tensors, self._filled, self._memory)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "Workspace":
+        """What `save` wrote. Raises DataError, naming the file, where it is missing, damaged or of another kind."""
+        return cls._made(*storage.read_workspace(Path(path)))
+
+    def to_tensordict(self) -> Any:
+        """A TensorDict of the same tensors, one batch axis: `env`. Needs the extra `tensordict`."""
+        return storage.tensordict_of(self.schema, self._tensors, self._filled, self._memory)
+
+    @classmethod
+    def from_tensordict(cls, tensordict: Any) -> "Workspace":
+        """What `to_tensordict` made."""
+        return cls._made(*storage.workspace_parts(tensordict))
+
+
+def _is_safe(value: Tensor, target: Tensor) -> bool:
+    """Does the cast lose nothing but precision? (int64 -> int8 is the storage of small actions.)"""
+    return torch.can_cast(value.dtype, target.dtype) or (
+        not value.is_floating_point() and value.dtype != torch.bool and target.dtype in _INTEGERS
+    )
+
+
+_INTEGERS = (torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8)
+
+
+def _mismatch(place: str, value: Tensor, target: Tensor, field: Field) -> str:
+    return (
+        f"{place} takes {list(target.shape)} {target.dtype} (axes {field.axes}, then {list(field.shape)}), "
+        f"got {list(value.shape)} {value.dtype} from {field.writer}"
+    )

@@ -1,0 +1,145 @@
+"""Runs a game on batched tensors: many copies, time limit, resets in place, episode by episode, on any device."""
+
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from martes.data import Fields, TeamSpec, TimeStep
+from martes.errors import EnvError
+
+State = dict[str, Tensor]
+"""Everything that a game's future depends on, but for chance: tensors `env ...`."""
+
+
+class Outcome(NamedTuple):
+    """What a joint action led to."""
+
+    state: State
+    reward: Float[Tensor, "env agent"]
+    discount: Float[Tensor, "env agent"] | None = None
+    """0 where an agent terminates while others play on; None where nobody ever does so alone."""
+    over: Bool[Tensor, "env"] | None = None
+    """Does the game itself end here? None where it never does."""
+
+
+class Game(Protocol):
+    """The rules of a game as pure functions of tensors with leading axis `env`. A frozen dataclass; fields = options."""
+
+    @property
+    def team(self) -> TeamSpec:
+        """The facts of the task."""
+        ...
+
+    def initial(self, envs: int, generator: torch.Generator) -> State:
+        """Fresh states, drawn on the generator's device."""
+        ...
+
+    def advance(self, state: State, action: Tensor, generator: torch.Generator) -> Outcome:
+        """The result of `action` [env agent ...]; `state` is left as it was."""
+        ...
+
+    def observe(self, state: State) -> Fields:
+        """`obs` and, where the team has them, `state`, `action_mask`; `agent_mask` only if agents die or join."""
+        ...
+
+    def frame(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
+        """A picture of a state with one environment."""
+        ...
+
+
+class BatchedEnv:
+    """`copies` of a game as one VectorEnv. Episodes end when the game is over or at the team's `episode_limit`."""
+
+    def __init__(self, game: Game, copies: int, device: torch.device | str = "cpu") -> None:
+        if copies < 1:
+            raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
+        self.game = game
+        self.team = game.team
+        self.num_envs = copies
+        self.device = torch.device(device)
+        self._limit = self.team.episode_limit
+        self._generator = torch.Generator(self.device)
+        ones = torch.ones(copies, self.team.size, device=self.device)
+        self._alive = ones.bool()  # shared by every step of a game in which nobody dies
+        self._going_on = ones
+        self._state: State = {}
+        self._elapsed = torch.zeros(copies, dtype=torch.int32, device=self.device)
+
+    def reset(self, seed: int) -> TimeStep:
+        """The first step of every copy; equal seeds give equal futures."""
+        self._generator.manual_seed(seed)
+        self._state = self.game.initial(self.num_envs, self._generator)
+        self._elapsed.zero_()
+        return self._first()
+
+    def _first(self) -> TimeStep:
+        start = self._elapsed == 0
+        return TimeStep(
+            self._seen(self._state), start, torch.zeros_like(self._going_on), self._going_on, torch.zeros_like(start)
+        )
+
+    def _seen(self, state: State) -> dict[str, Tensor]:
+        seen = dict(self.game.observe(state))
+        seen.setdefault("agent_mask", self._alive)
+        return seen
+
+    def step(self, action: Tensor) -> TimeStep:
+        """The result of `action` [env agent ...] in every copy; copies that ended open their next episode."""
+        if not self._state:
+            raise EnvError("step() before reset(): call reset(seed) first")
+        outcome = self.game.advance(self._state, action, self._generator)
+        self._elapsed += 1
+        over = torch.zeros_like(self._alive[:, 0]) if outcome.over is None else outcome.over
+        cut = over if self._limit is None else over | (self._elapsed >= self._limit)
+        discount = self._going_on if outcome.discount is None else outcome.discount
+        if outcome.over is not None:
+            discount = discount * ~over[:, None]
+        seen, final = self._seen(outcome.state), None
+        self._state = outcome.state
+        ended = int(cut.count_nonzero())
+        if ended:
+            final, seen = seen, self._restarted(cut, ended, seen)
+        return TimeStep(seen, cut, outcome.reward, discount, cut, final)
+
+    def _restarted(self, cut: Tensor, ended: int, seen: dict[str, Tensor]) -> dict[str, Tensor]:
+        fresh = self.game.initial(ended, self._generator)
+        self._elapsed.masked_fill_(cut, 0)
+        if ended == self.num_envs:
+            self._state = fresh
+            return self._seen(fresh)
+        index = cut.nonzero().squeeze(1)
+        self._state = {name: old.index_copy(0, index, fresh[name]) for name, old in self._state.items()}
+        new = {"agent_mask": self._alive[:ended], **self.game.observe(fresh)}
+        return {name: old.index_copy(0, index, new[name]) for name, old in seen.items()}
+
+    def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
+        """A picture of copy `index` as it stands."""
+        return self.game.frame({name: tensor[index : index + 1].cpu() for name, tensor in self._state.items()})
+
+    def close(self) -> None:
+        """Forgets the state."""
+        self._state = {}
+
+    def state_dict(self) -> dict[str, object]:
+        """State, clock and random state: the future is a function of these and of the actions."""
+        return {
+            "state": {name: tensor.clone() for name, tensor in self._state.items()},
+            "elapsed": self._elapsed.clone(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> TimeStep:
+        """Restores `state_dict` and returns the step that the next action is chosen from."""
+        held = state["state"]
+        elapsed, generator = state["elapsed"], state["generator"]
+        if not (isinstance(held, dict) and isinstance(elapsed, Tensor) and isinstance(generator, Tensor)):
+            raise EnvError("this is not the state of a batched environment: `state`, `elapsed` or `generator` is missing")
+        if elapsed.shape != self._elapsed.shape:
+            raise EnvError(f"the saved environment has {len(elapsed)} copies, this one {self.num_envs}: make them equal")
+        self._state = {str(name): tensor.to(self.device) for name, tensor in held.items()}  # pyright: ignore
+        self._elapsed.copy_(elapsed)
+        self._generator.set_state(generator.cpu())
+        return self._first()

@@ -1,0 +1,129 @@
+"""Critics: the value of a state, from what each agent sees (local) or from the state of the whole team (central)."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from martes.data import Field, Memory, TeamSpec, Vector
+from martes.errors import ConfigError
+from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.temporal import Inputs, Outputs, TemporalModule
+
+
+class ValueHead(nn.Module):
+    """Values in the units of the return, from a linear map whose outputs are standardised.
+
+    `rescale` moves mean and deviation and changes the map so that no value moves: PopArt (van Hasselt et al. 2016, eq. 6-8).
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    count: Tensor
+
+    def __init__(self, linear: StackedLinear) -> None:
+        super().__init__()
+        self.linear = linear
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("deviation", torch.ones(()))
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: Float[Tensor, "slot row size"]) -> Float[Tensor, "slot row output"]:
+        """sigma (x W + b) + mu."""
+        return self.linear(x) * self.deviation + self.mean
+
+    @torch.no_grad()
+    def rescale(self, target: Float[Tensor, "..."], mask: Bool[Tensor, "..."], rate: float = 0.05) -> None:
+        """Moves mean and deviation towards those of the targets where `mask` is true; every value stays what it was."""
+        seen = target[mask]
+        if seen.numel() < 2:
+            return
+        self.count += 1
+        step = torch.clamp(1 / self.count, min=rate)  # a plain mean at first, then an exponential one
+        second = torch.lerp(self.deviation**2 + self.mean**2, seen.square().mean(), step)
+        mean = torch.lerp(self.mean, seen.mean(), step)
+        deviation = (second - mean**2).clamp(min=1e-4).sqrt()
+        self.linear.weight *= self.deviation / deviation
+        self.linear.bias.copy_((self.linear.bias * self.deviation + self.mean - mean) / deviation)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+
+
+class Critic(TemporalModule):
+    """V for every agent. `local`: from the agent's own view. `central`: from the team's state, one output an agent.
+
+    The central critic reads the state once for the whole team; where the task has no state, the observations of all
+    agents, joined, stand in (absent agents as zeros).
+    """
+
+    writes = ("value",)
+
+    def __init__(
+        self, team: TeamSpec, network: Network, view: Literal["local", "central"], sharing: Sharing, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.is_central = view == "central"
+        if self.is_central:
+            self.source = "state" if team.state else "obs"
+            if team.state is None and (set(team.parts) != {"obs"} or not isinstance(team.parts["obs"], Vector)):
+                raise ConfigError(
+                    f"a central critic needs a state vector, or vector observations to join; this team sees {dict(team.parts)}. "
+                    "Give the TeamSpec a state, or take critic=local"
+                )
+            size = team.state.size if team.state else team.parts["obs"].size * team.size  # pyright: ignore
+            self.body = Body({"joint": Vector(size)}, (size,), Slots((0,)), network, generator)
+            self.reads = (self.source, "agent_mask")
+        else:
+            slots = Slots(slot_of_agents(team, sharing))
+            self.body = Body(team.parts, slots.widest(team.observation_sizes), slots, network, generator)
+            self.reads = (*self.body.reads, "agent_mask")
+        outputs = team.size if self.is_central else 1
+        self.head = ValueHead(StackedLinear((self.body.size,) * self.body.slots.count, outputs, generator, gain=1.0))
+
+    def fields(self) -> dict[str, Field]:
+        """What it adds to a team's schema."""
+        return {"value": Field(writer="the critic", doc="V of this step when it was recorded, in units of the return")}
+
+    def initial_memory(self, envs: int) -> Memory:
+        """The body's memory."""
+        return self.body.initial_memory(envs)
+
+    def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
+        """Values of one step."""
+        features, memory = self.body.step(self.view(inputs), memory)
+        return {"value": self._values(features, inputs)}, memory
+
+    def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
+        """Values of a window."""
+        features, memory = self.body.sequence(self.view(inputs), memory, start)
+        return {"value": self._values(features, inputs)}, memory
+
+    def value(self, inputs: Inputs, memory: Memory) -> Float[Tensor, "env agent"]:
+        """V of one time step."""
+        return self.step(inputs, memory)[0]["value"]
+
+    def view(self, inputs: Inputs) -> Inputs:
+        """What the body sees: the inputs themselves, or the team as one agent that is there while any member is."""
+        if not self.is_central:
+            return inputs
+        alive = inputs["agent_mask"]
+        if self.source == "state":
+            joint = inputs["state"]
+        else:
+            joint = (inputs["obs"] * alive.unsqueeze(-1)).flatten(-2)
+        return {"joint": joint.unsqueeze(-2), "agent_mask": alive.any(-1, keepdim=True)}
+
+    def observe(self, inputs: Inputs) -> None:
+        """Moves the statistics of observation normalisation."""
+        seen = self.view(inputs)
+        self.body.observe(seen, seen["agent_mask"])
+
+    def _values(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Tensor:
+        lead = inputs["agent_mask"].shape[:-1]
+        values = self.body.slots.unstacked(self.head(features), lead)  # ... agent 1 | ... 1 agent
+        if self.is_central:
+            return values.squeeze(-2)
+        return values.squeeze(-1) * inputs["agent_mask"]  # what an absent agent may still expect is 0
+

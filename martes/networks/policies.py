@@ -1,0 +1,102 @@
+"""Policies: what a body's features say about the next action. Discrete, multi-discrete and continuous."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from martes.data import Continuous, Discrete, Field, Memory, TeamSpec
+from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian, gumbel
+from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.temporal import Inputs, Outputs, TemporalModule
+
+Distribution = Categorical | MultiCategorical | SquashedGaussian
+
+
+class Policy(TemporalModule):
+    """pi(action | what the agent sees and has seen), for every agent of a team at once.
+
+    Given no choice it draws one (the noise is an input; without noise it takes the mode); given `action` (or `sample`, the
+    pre-squash choice of a continuous policy) it scores that. Either way it returns `action`, `log_prob`, `entropy` and,
+    when continuous, `sample`. Logits of actions that do not exist or are illegal are the smallest finite number.
+    """
+
+    legal: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, team: TeamSpec, network: Network, sharing: Sharing, generator: torch.Generator) -> None:
+        super().__init__()
+        self.kind = team.action_kind
+        self.agents = team.size
+        self.slots = Slots(slot_of_agents(team, sharing))
+        self.body = Body(team.parts, self.slots.widest(team.observation_sizes), self.slots, network, generator)
+        self.register_buffer("legal", team.legal_actions, persistent=False)
+        self.is_padded = not bool(team.legal_actions.all())
+        # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, decision on policy initialisation).
+        outputs = team.action_width
+        self.head = StackedLinear((self.body.size,) * self.slots.count, outputs, generator, gain=0.01)
+        self.is_continuous = self.kind is Continuous
+        if self.is_continuous:
+            low, high = team.bounds
+            self.register_buffer("low", low, persistent=False)
+            self.register_buffer("high", high, persistent=False)
+            self.log_std = nn.Parameter(torch.full((self.slots.count, outputs), -0.5))
+        self.choice = "sample" if self.is_continuous else "action"
+        masks = ("action_mask",) if team.masks_actions else ()
+        self.reads = (*self.body.reads, *masks, "agent_mask")
+        self.writes = ("action", "sample", "log_prob") if self.is_continuous else ("action", "log_prob")
+
+    def fields(self) -> dict[str, Field]:
+        """What it adds to a team's schema."""
+        added = {"log_prob": Field(writer="the policy", doc="log-density of the recorded action under the acting policy")}
+        if self.is_continuous:
+            added["sample"] = Field(tuple(self.legal.shape[1:]), writer="the policy", doc="the action before squashing")
+        return added
+
+    def initial_memory(self, envs: int) -> Memory:
+        """The body's memory."""
+        return self.body.initial_memory(envs)
+
+    def noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """Standard Gumbel numbers for choices among actions, standard normal ones for continuous actions."""
+        shape = (envs, self.agents, self.head.weight.shape[1])
+        if self.is_continuous:
+            return {"noise": torch.randn(shape, generator=generator, device=self.legal.device)}
+        return {"noise": gumbel(shape, generator, self.legal.device)}
+
+    def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
+        """Choice and scores of one step."""
+        features, memory = self.body.step(inputs, memory)
+        return self._scored(features, inputs), memory
+
+    def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
+        """Choices and scores of a window."""
+        features, memory = self.body.sequence(inputs, memory, start)
+        return self._scored(features, inputs), memory
+
+    def _scored(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Outputs:
+        distribution = self.distribution(features, inputs)
+        sample = inputs.get(self.choice)
+        if sample is None:
+            noise = inputs.get("noise")
+            sample = distribution.mode() if noise is None else distribution.sample(noise)
+        outputs = {"log_prob": distribution.log_prob(sample), "entropy": distribution.entropy(), self.choice: sample}
+        if isinstance(distribution, SquashedGaussian):
+            outputs["action"] = distribution.action(sample)
+        return outputs
+
+    def distribution(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Distribution:
+        """The distribution over each agent's action, leading axes as those of `agent_mask`."""
+        lead = inputs["agent_mask"].shape[:-1]
+        scores = self.slots.unstacked(self.head(features), lead)  # ... agent output
+        if self.is_continuous:
+            # The log-deviation is a parameter of the slot, free of the observation.
+            log_std = self.log_std[torch.tensor(self.slots.slot_of_agent, device=scores.device)]
+            return SquashedGaussian(scores, log_std.expand_as(scores), self.low, self.high, self.legal)
+        mask = inputs.get("action_mask")
+        if self.kind is not Discrete:
+            return MultiCategorical(scores, self.legal, mask)
+        if self.is_padded:
+            mask = self.legal if mask is None else mask & self.legal
+        return Categorical(scores, mask)

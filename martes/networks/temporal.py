@@ -1,0 +1,234 @@
+"""One module, two faces: `step` to act, `sequence` to learn; they agree to rounding, resets and masks included."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from martes.data import Fields, Memory, TimeStep, Workspace
+from martes.data.trees import cleared, mapped
+from martes.errors import DataError, nearest
+
+Inputs = Mapping[str, Tensor]
+Outputs = dict[str, Tensor]
+
+
+class TemporalModule(nn.Module):
+    """Reads fields of a workspace, writes others, and may carry memory from step to step.
+
+    A subclass gives `step`; with memory also `initial_memory`; and, where it is faster than the loop, `sequence`.
+    Law: `sequence` over a window = a loop of `step`, memory cleared wherever `start` is true.
+    """
+
+    reads: tuple[str, ...] = ()
+    """Fields that it takes from the workspace."""
+    writes: tuple[str, ...] = ()
+    """Fields that it gives to the workspace when acting."""
+
+    def initial_memory(self, envs: int) -> Memory:
+        """The memory at the start of an episode, leaves `env ...`; () for a module without memory."""
+        return ()
+
+    def noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """The random numbers that one step of `envs` environments consumes; without them the step is greedy."""
+        return {}
+
+    def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
+        """Outputs of one time step [env agent ...] and the memory after it."""
+        raise NotImplementedError(f"{type(self).__name__} must define step")
+
+    def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
+        """Outputs of a whole window [time env agent ...] and the memory after it; here, a loop over `step`."""
+        fresh = self.initial_memory(start.shape[1])
+        steps: list[Outputs] = []
+        for t in range(start.shape[0]):
+            memory = cleared(memory, fresh, start[t])
+            outputs, memory = self.step({name: value[t] for name, value in inputs.items()}, memory)
+            steps.append(outputs)
+        return {name: torch.stack([outputs[name] for outputs in steps]) for name in steps[0]}, memory
+
+    def value(self, inputs: Inputs, memory: Memory) -> Tensor:
+        """The value [env agent] of one time step alone: what a bootstrap needs."""
+        raise NotImplementedError(f"{type(self).__name__} has no value; a critic has")
+
+    def part_for(self, name: str) -> "TemporalModule":
+        """The part of this module that is enough to write `name`: acting alone needs no critic."""
+        return self
+
+    def forward(
+        self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"] | None = None
+    ) -> tuple[Outputs, Memory]:
+        """`step`, or `sequence` where `start` is given: calls through here fire the hooks of torch."""
+        return self.step(inputs, memory) if start is None else self.sequence(inputs, memory, start)
+
+
+class SteppedEnv(Protocol):
+    """What `act` needs of an environment (a VectorEnv is one)."""
+
+    num_envs: int
+
+    def step(self, action: Tensor) -> TimeStep:
+        """The result of a joint action."""
+        ...
+
+
+class Chain(TemporalModule):
+    """An environment, or none, and modules that run one after the other on the same step; each sees what came before.
+
+    Raises DataError when composed, if two members write one name, or if a member reads what a later one writes.
+    """
+
+    def __init__(self, *members: SteppedEnv | TemporalModule) -> None:
+        super().__init__()
+        self.env = next((each for each in members if not isinstance(each, TemporalModule)), None)
+        self.members = nn.ModuleList(each for each in members if isinstance(each, TemporalModule))
+        if len(self.members) + (self.env is not None) < len(members):
+            raise DataError("a chain has one environment at most")
+        writers: dict[str, str] = {}
+        for module in self._modules_in_order():
+            for name in module.writes:
+                if name in writers:
+                    raise DataError(f"two writers of {name!r} in a chain: {writers[name]} and {type(module).__name__}")
+                writers[name] = type(module).__name__
+        self._refuse_late_writers()
+        self.writes = tuple(writers)
+        reads = dict.fromkeys(name for module in self._modules_in_order() for name in module.reads)
+        self.reads = tuple(name for name in reads if name not in writers)
+
+    def _refuse_late_writers(self) -> None:
+        modules = self._modules_in_order()
+        for position, module in enumerate(modules):
+            for later in modules[position + 1 :]:
+                for name in set(module.reads) & set(later.writes):
+                    raise DataError(
+                        f"{type(module).__name__} reads {name!r}, which {type(later).__name__} writes after it: "
+                        "put the writer first"
+                    )
+
+    def _modules_in_order(self) -> list[TemporalModule]:
+        return [module for module in self.members if isinstance(module, TemporalModule)]
+
+    def part_for(self, name: str) -> "Chain":
+        """A chain of the members that `name` depends on (the same modules, not copies)."""
+        needed, kept = {name}, list[TemporalModule]()
+        for module in reversed(self._modules_in_order()):
+            if needed & set(module.writes):
+                needed |= set(module.reads)
+                kept.insert(0, module)
+        return Chain(*kept)
+
+    def initial_memory(self, envs: int) -> Memory:
+        """The only member's memory, or a tuple of the members' memories; () where none has any."""
+        memories = tuple(module.initial_memory(envs) for module in self._modules_in_order())
+        if len(memories) == 1:
+            return memories[0]
+        return memories if any(memory != () for memory in memories) else ()
+
+    def _shares(self, memory: Memory) -> Iterator[tuple[TemporalModule, Memory]]:
+        """Each member with its part of the memory."""
+        modules = self._modules_in_order()
+        if len(modules) == 1:
+            return iter([(modules[0], memory)])
+        return zip(modules, memory if isinstance(memory, tuple) and memory else ((),) * len(modules), strict=True)
+
+    def noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """The noise of all members."""
+        return {
+            name: drawn for module in self._modules_in_order() for name, drawn in module.noise(envs, generator).items()
+        }
+
+    def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
+        """Joined outputs of all members at one time step."""
+        return self._run(inputs, memory, None)
+
+    def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
+        """Joined outputs of all members over a window."""
+        return self._run(inputs, memory, start)
+
+    def _run(self, inputs: Inputs, memory: Memory, start: Tensor | None) -> tuple[Outputs, Memory]:
+        outputs: Outputs = {}
+        after: list[Memory] = []
+        for module, carried in self._shares(memory):
+            written, carried = module({**inputs, **outputs}, carried, start)
+            outputs.update(written)
+            after.append(carried)
+        if len(after) == 1:
+            return outputs, after[0]
+        return outputs, tuple(after) if memory != () else ()
+
+    def value(self, inputs: Inputs, memory: Memory) -> Tensor:
+        """The value of the member that writes it."""
+        for module, carried in self._shares(memory):
+            if "value" in module.writes:
+                return module.value(inputs, carried)
+        raise DataError("no member of this chain writes a value")
+
+
+OnCut = Callable[[int, TimeStep, Memory], None]
+"""Told of each step at which some trajectory was cut: the step, the time step, the memory before any reset."""
+
+
+@torch.no_grad()
+def act(
+    chain: Chain,
+    workspace: Workspace,
+    t0: int,
+    steps: int,
+    *,
+    generator: torch.Generator | None = None,
+    on_cut: OnCut | None = None,
+) -> Memory:
+    """The memory after `steps` steps of acting from step `t0`, everything on the way recorded in the workspace.
+
+    The one acting loop: collecting, evaluating and playing call it. Row t must hold what the environment shows now;
+    the memory before it is the workspace's at t0 = 0. Without a generator there is no noise: the policy is greedy.
+    """
+    env = chain.env
+    if env is None:
+        raise DataError("act needs an environment: compose Chain(env, policy)")
+    _refuse_missing(chain, workspace)
+    memory = workspace.window(t0, t0 + steps).memory
+    fresh = chain.initial_memory(env.num_envs) if memory != () else ()
+    chosen: TimeStep | None = None
+    for t in range(t0, t0 + steps):
+        inputs = workspace.at(t, chain.reads)
+        if generator is not None:
+            inputs.update(chain.noise(env.num_envs, generator))
+        if memory != ():
+            memory = cleared(memory, fresh, workspace["start"][t])
+        outputs, memory = chain(inputs, memory)
+        workspace.write(t, {name: outputs[name] for name in chain.writes})
+        chosen = env.step(outputs["action"])
+        workspace.write(t, {"reward": chosen.reward, "discount": chosen.discount, "cut": chosen.cut})
+        workspace.write(t + 1, {**chosen.seen, "start": chosen.start})
+        if on_cut is not None and chosen.final is not None:
+            on_cut(t, chosen, memory)
+    return memory
+
+
+def _refuse_missing(chain: Chain, workspace: Workspace) -> None:
+    for name in (*chain.reads, *chain.writes):
+        if name not in workspace:
+            users = [type(module).__name__ for module in chain.members if name in (*module.reads, *module.writes)]  # pyright: ignore
+            raise DataError(
+                f"{' and '.join(users)} need the field {name!r}, which this workspace lacks"
+                f"{nearest(name, workspace.names)}. Extend its schema, or add the module that writes it"
+            )
+
+
+def replay(
+    module: TemporalModule, workspace: Workspace, *, given: tuple[str, ...] = (), stepwise: bool = False
+) -> Outputs:
+    """What `module` gives over the whole record, with gradient: [time env agent ...] each.
+
+    `given` names recorded choices that are scored instead of drawn (`action`, or `sample` of a continuous policy).
+    `stepwise` runs the loop over `step` in place of `sequence`: equal to rounding, slower.
+    """
+    names = (*module.reads, *given)
+    inputs: Fields = {name: workspace[name][: workspace.time] for name in names}
+    start = workspace["start"][: workspace.time]
+    run = TemporalModule.sequence.__get__(module) if stepwise else module
+    outputs, _ = run(inputs, mapped(Tensor.detach, workspace.memory), start)
+    return outputs

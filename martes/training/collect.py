@@ -1,0 +1,122 @@
+"""Experience from acting: one window after the other, without a seam, and what followed where a trajectory was cut."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from martes.algorithms.learner import Learner
+from martes.data import Memory, Schema, TimeStep, VectorEnv, Workspace
+from martes.data.trees import cleared, mapped
+from martes.errors import EnvError
+from martes.networks import Chain, act
+from martes.training.episodes import Episodes
+
+
+@dataclass
+class Cut:
+    """The cut rows of one step: which they are, what was really seen last, and the memory there, before any reset."""
+
+    t: int
+    index: Tensor
+    final: dict[str, Tensor]
+    memory: Memory
+
+
+class Collector:
+    """Acts with a learner's policy in an environment and lends out windows of what happened.
+
+    The window is written over by the next `collect`. Episode returns and lengths are gathered on the way.
+    """
+
+    def __init__(self, env: VectorEnv, learner: Learner, generator: torch.Generator) -> None:
+        self.env = env
+        self.learner = learner
+        self.generator = generator
+        self.chain = Chain(env, learner.policy)
+        schema = Schema.from_team(env.team).extended(**learner.fields)
+        self.window = Workspace(schema, time=learner.experience.steps, envs=env.num_envs, device=generator.device)
+        self.episodes = Episodes(env.num_envs, self.window.device)
+        self._memory = learner.policy.initial_memory(env.num_envs)
+        self._cuts: list[Cut] = []
+
+    def start(self, seed: int) -> None:
+        """Opens the first episode of every copy."""
+        self._show(self.env.reset(seed))
+
+    def _show(self, step: TimeStep) -> None:
+        self.window.write(self.window.time, {**step.seen, "start": step.start})
+
+    def collect(self) -> Workspace:
+        """The next window: what was seen, done and earned, and `next_value` where the learner has values.
+
+        Raises EnvError, naming environment, agent and step, where a reward or an observation is not finite.
+        """
+        window = self.window
+        window.carry()
+        window.memory = self._memory
+        self._cuts.clear()
+        self._memory = act(self.chain, window, 0, window.time, generator=self.generator, on_cut=self._keep)
+        refuse_nonfinite(window)
+        if "next_value" in window:
+            self._bootstrap()
+        self.episodes.add(window)
+        return window
+
+    def _keep(self, t: int, step: TimeStep, memory: Memory) -> None:
+        assert step.final is not None
+        index = step.cut.nonzero().squeeze(1)
+        self.episodes.tell({name: value.index_select(0, index) for name, value in step.stats.items()})
+        final = {name: step.final[name].index_select(0, index) for name in self.learner.policy.reads}
+        self._cuts.append(Cut(t, index, final, mapped(lambda leaf: leaf.index_select(0, index), memory)))
+
+    @torch.no_grad()
+    def _bootstrap(self) -> None:
+        """next_value_t = value_{t+1}; V(real last observation, memory before the reset) where cut."""
+        window, policy = self.window, self.learner.policy
+        next_value = window["next_value"]
+        next_value[:-1] = window["value"][1:]
+        fresh = policy.initial_memory(window.envs)
+        memory = cleared(self._memory, fresh, window["start"][window.time])
+        next_value[-1] = policy.value(window.at(window.time, policy.reads), memory)
+        if self._cuts:
+            final = {name: torch.cat([cut.final[name] for cut in self._cuts]) for name in policy.reads}
+            first, *others = (cut.memory for cut in self._cuts)
+            memory = mapped(lambda *parts: torch.cat(parts), first, *others)
+            steps = torch.cat([torch.full_like(cut.index, cut.t) for cut in self._cuts])
+            envs = torch.cat([cut.index for cut in self._cuts])
+            next_value[steps, envs] = policy.value(final, memory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next window depends on: the environment, the memory, the random state, the unfinished episodes."""
+        return {
+            "env": self.env.state_dict(),
+            "memory": self._memory,
+            "generator": self.generator.get_state(),
+            "episodes": self.episodes.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`: the next window is the one that would have come."""
+        self._show(self.env.load_state_dict(state["env"]))
+        self._memory = state["memory"]
+        self.generator.set_state(state["generator"])
+        self.episodes.load_state_dict(state["episodes"])
+
+
+def refuse_nonfinite(window: Workspace) -> None:
+    """Raises EnvError naming the field, environment, agent and step of the first number that is not finite."""
+    for name in ("reward", *(name for name in window.names if name == "state" or name.split("/")[0] == "obs")):
+        content = window[name]
+        # A sum is finite wherever all its terms are (and do not overflow): one pass without a temporary mask.
+        if not content.is_floating_point() or bool(content.sum().isfinite()):
+            continue
+        places = (~content.isfinite()).nonzero()
+        if len(places):
+            t, env, *rest = places[0].tolist()
+            agent = f", agent {rest[0]}" if window.schema[name].axes.endswith("agent") else ""
+            raise EnvError(
+                f"the environment gave {content[tuple(places[0])].item()} in {name!r}: environment {env}{agent}, "
+                f"step {t} of the window. Mend the environment; nothing was learned from this window"
+            )

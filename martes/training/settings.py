@@ -1,0 +1,96 @@
+"""What a run is told besides its algorithm: task, length, evaluation, logging. Every field is a command-line option."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from martes.algorithms.learner import Algorithm
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Which task, and how many copies of it are stepped together."""
+
+    name: str = "mpe-spread"
+    """A name that `martes list envs` shows."""
+    copies: int = 64
+    """Copies that are stepped together."""
+    factory: str | None = None
+    """`module:function` that makes the environment, in place of a listed name."""
+    options: Mapping[str, object] = field(default_factory=dict[str, object])
+    """Options of the task itself; on the command line `env.agents=5` or `--env.agents 5`."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, from which seed, where."""
+
+    steps: int = 1_000_000
+    """Environment steps of the whole team, all copies together."""
+    seed: int = 0
+    """The one seed: equal seeds give equal runs."""
+    device: str = "cpu"
+    """Where networks, batched environments and experience live: cpu, cuda, cuda:1, ..."""
+    threads: int = 0
+    """Threads of torch; 0: as many as there are processor cores."""
+    save_every: int = 500_000
+    """Environment steps between two checkpoints; one more is saved at the end."""
+    keep: int = 3
+    """Newest checkpoints that are kept."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Test episodes, in environments and from random streams of their own."""
+
+    every: int = 100_000
+    """Environment steps between two evaluations; one comes before the first step and one after the last update."""
+    episodes: int = 32
+    """Episodes of each evaluation."""
+    greedy: bool = True
+    """Take the most probable action (or sample as in training)?"""
+
+
+@dataclass(frozen=True)
+class Logging:
+    """Where numbers go."""
+
+    every: int = 20_000
+    """Environment steps between two rows of training metrics."""
+    tensorboard: bool = True
+    """Write TensorBoard events?"""
+    csv: bool = True
+    """Write metrics.csv beside metrics.jsonl?"""
+    wandb: str | None = None
+    """Project of Weights & Biases to log to as well (needs the extra `wandb`)."""
+    progress: Literal["auto", "live", "plain", "none"] = "auto"
+    """Live display, plain lines, or nothing; auto: live in a terminal, else plain."""
+
+
+class Plan(Protocol):
+    """Everything that decides a run: what `experiment.Experiment` is, seen from below."""
+
+    @property
+    def env(self) -> Environment:
+        """The task."""
+        ...
+
+    @property
+    def algorithm(self) -> Algorithm:
+        """The learner's hyperparameters."""
+        ...
+
+    @property
+    def training(self) -> Training:
+        """Length, seed, device."""
+        ...
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Test episodes."""
+        ...
+
+    @property
+    def logging(self) -> Logging:
+        """Where numbers go."""
+        ...

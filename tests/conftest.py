@@ -1,0 +1,77 @@
+"""What every test stands on: shapes checked at run time, one thread, reproducible randomness, snapshots."""
+
+import os
+import random
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxtyping import install_import_hook
+
+install_import_hook("martes", "beartype.beartype")  # before anything imports martes
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+torch.set_num_threads(1)  # tests run side by side, one process a core
+
+settings.register_profile(
+    "martes",
+    max_examples=25,
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("martes")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--update-snapshots", action="store_true", help="rewrite tests/snapshots; then read the diff")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--update-snapshots"):
+        items[:] = [item for item in items if "snapshot" in getattr(item, "fixturenames", ())]
+
+
+@pytest.fixture(autouse=True)
+def seed(request: pytest.FixtureRequest) -> int:
+    """Global randomness starts from the test's own name, so that a test alone and a test among others see the same.
+
+    It does not excuse a use of global randomness in martes: `global_randomness_unused` is for where there must be none.
+    """
+    number = zlib.crc32(request.node.nodeid.encode())
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+    return number
+
+
+def global_states() -> str:
+    return str((torch.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
+
+
+@pytest.fixture
+def global_randomness_unused() -> Iterator[None]:
+    """Fails the test if torch's, numpy's or Python's global generator moved."""
+    before = global_states()
+    yield
+    assert global_states() == before, "something drew from a global generator instead of the run's"
+
+
+@pytest.fixture
+def snapshot(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`snapshot(name, text)`: the text equals the committed file tests/snapshots/<name>."""
+
+    def check(name: str, text: str) -> None:
+        path = Path(__file__).parent / "snapshots" / name
+        if request.config.getoption("--update-snapshots"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text)
+        assert path.exists() and path.read_text() == text, (
+            f"{path.name} changed: if that is meant, run `pytest --update-snapshots` on this test and commit the diff"
+        )
+
+    return check

@@ -1,0 +1,14 @@
+"""What `make test-extras` installs is there under the names that martes imports."""
+
+import pytest
+
+from martes.errors import require
+
+
+@pytest.mark.extras
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("tensordict", "tensordict"), ("imageio", "video"), ("imageio_ffmpeg", "video"), ("wandb", "wandb")],
+)
+def test_an_extra_imports(module, extra):
+    assert require(module, extra).__name__ == module

@@ -1,0 +1,70 @@
+"""Imports point down only, the core needs nothing that an extra installs, and mathematics needs torch alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CORE = {
+    "torch",
+    "numpy",
+    "gymnasium",
+    "pettingzoo",
+    "tyro",
+    "yaml",
+    "rich",
+    "tensorboard",
+    "matplotlib",
+    "PIL",
+    "safetensors",
+    "einops",
+    "jaxtyping",
+    "cloudpickle",
+}  # PIL comes with matplotlib
+MATHS = {"torch", "jaxtyping"}
+
+
+def packages_imported_on_import(path: Path) -> set[str]:
+    """Third-party packages that importing this file imports: functions and TYPE_CHECKING blocks are not entered."""
+    found: set[str] = set()
+    open_nodes: list[ast.AST] = [ast.parse(path.read_text())]
+    while open_nodes:
+        node = open_nodes.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            open_nodes += node.orelse
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or "martes").partition(".")[0])
+        open_nodes += ast.iter_child_nodes(node)
+    return found - set(sys.stdlib_module_names) - {"martes"}
+
+
+def foreign(folder: str, allowed: set[str]) -> list[str]:
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths, f"no code in {folder}"
+    packages = {path.relative_to(ROOT): packages_imported_on_import(path) - allowed for path in paths}
+    return [f"{path}: {', '.join(sorted(names))}" for path, names in packages.items() if names]
+
+
+def test_imports_point_down():
+    ran = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--no-logo", "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, f"docs/design.md, section 2 says who may import whom\n{ran.stdout}{ran.stderr}"
+
+
+def test_importing_martes_needs_the_core_alone():
+    assert not foreign("martes", CORE), "import an extra's package where it is used, by martes.errors.require"
+
+
+def test_maths_imports_torch_and_jaxtyping_alone():
+    assert not foreign("martes/maths", MATHS)

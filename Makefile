@@ -13,7 +13,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Tests run one process a core, each with one thread: two processes beat two threads on small tensors.
 JOBS ?= auto
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
+SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 EXTRAS := tensordict,video,wandb
 
 help:
@@ -50,13 +51,13 @@ lint: .venv/.installed
 	@$(BIN)/lint-imports --no-logo
 
 gates: .venv/.installed
-	@$(PYTEST) tests/contracts
+	@$(PYTEST) -m "not extras" tests/contracts
 
 test: lint
-	@$(PYTEST) -m "not extras"
+	@$(PYTEST) $(SIDE_BY_SIDE) -m "not extras"
 
 test-extras: .venv/.extras
-	@$(PYTEST) -m extras
+	@$(PYTEST) $(SIDE_BY_SIDE) -m extras
 
 format: .venv/.installed
 	@$(BIN)/ruff check --quiet --fix .

@@ -1,7 +1,7 @@
 """What the training loop knows of an algorithm: a policy to act with, the experience it wants, and `update`."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ Metrics = dict[str, Tensor]
 """Name -> number (a tensor without axes, so that nothing waits for the device until it is logged)."""
 
 
+@runtime_checkable
 class Learner(Protocol):
     """One algorithm at work: its networks, optimisers and counters."""
 
@@ -38,6 +39,7 @@ class Learner(Protocol):
         ...
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """Hyperparameters that make a learner: a frozen dataclass whose fields are the command line's options."""
 

@@ -1,6 +1,7 @@
 """Proximal policy optimisation for teams: IPPO (local critics) and MAPPO (a central critic); A2C is one epoch, no clip."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -140,8 +141,11 @@ class PPOLearner:
         discount = batch["discount"] * self.config.gamma
         batch["advantage"] = gae(reward, batch["value"], batch["next_value"], discount, batch["cut"], self.config.gae_lambda)
         batch["target"] = batch["advantage"] + batch["value"]
+        valued = self._valued(batch)
+        if not bool(batch["target"].masked_fill(~valued, 0).isfinite().all()):
+            raise NonFiniteError("the target of the value is not finite", batch)
         if self.config.normalise_value:
-            self.critic.head.rescale(batch["target"], self._valued(batch))
+            self.critic.head.rescale(batch["target"], valued)
 
     def _valued(self, batch: Workspace) -> Tensor:
         """Where values are learned: an agent's own steps; under a central critic every step of a living team, since the
@@ -205,7 +209,7 @@ class PPOLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores `state_dict`."""
         self.policy.load_state_dict(state["policy"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.optimiser.load_state_dict(deepcopy(state["optimiser"]))  # torch would share the moments with the giver
         self.env_steps = state["env_steps"]
         self.generator.set_state(state["generator"])
 

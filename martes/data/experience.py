@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from martes.data.workspace import Workspace
 
 
+@runtime_checkable
 class Experience(Protocol):
     """Takes in every collected window and hands out the batches that are due."""
 

@@ -61,9 +61,8 @@ class Schema(Mapping[str, Field]):
         if team.state is not None:
             seen["state"] = Field((team.state.size,), axes="time env", extra_row=True, doc="what a central critic sees")
         if team.masks_actions:
-            seen["action_mask"] = Field(
-                (team.action_width,), torch.bool, extra_row=True, fill=1, doc="true where the action is legal"
-            )
+            legal = tuple(team.legal_actions.shape[1:])
+            seen["action_mask"] = Field(legal, torch.bool, extra_row=True, fill=1, doc="true where the action is legal")
         return cls({**seen, **_step_fields(), "action": _action_field(team)}, team.size)
 
     def extended(self, **fields: Field) -> "Schema":

@@ -69,9 +69,11 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     Raises DataError, naming the file, where it is missing, damaged, of another kind or of a newer version.
     """
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
+        opened: Any = safetensors.safe_open(path, framework="pt")
+        with opened as file:
             told: dict[str, str] = file.metadata() or {}
-            tensors: dict[str, Tensor] = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            names: list[str] = file.keys()
+            tensors: dict[str, Tensor] = {name: file.get_tensor(name).clone() for name in names}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}: check its name and folder") from None
     except OSError as error:
@@ -125,9 +127,9 @@ def tensordict_of(schema: Schema, tensors: Mapping[str, Tensor], filled: Tensor,
 
 def workspace_parts(tensordict: Any) -> Content:
     """What `tensordict_of` made, rows chosen or not; nothing is copied. Raises DataError if it was made elsewhere."""
-    rest = tensordict.get("martes", None)
-    header = _header(rest["header"]) if rest is not None and "header" in rest.keys() else {}  # noqa: SIM118
-    if header.get("format") != FORMAT:
+    rest: Any = tensordict.get("martes", None)
+    header = {} if rest is None else _header(rest.get_non_tensor("header", default=""))
+    if rest is None or header.get("format") != FORMAT:
         raise DataError("this TensorDict does not come from a workspace: make it with `workspace.to_tensordict()`")
     schema = _schema(header)
     tensors: dict[str, Tensor] = {name: leaf for name, leaf in rest.items() if name != "header"}
@@ -156,11 +158,11 @@ def _described(schema: Schema, memory: Memory | None) -> dict[str, object]:
 
 
 def _schema(header: Mapping[str, Any]) -> Schema:
-    fields = {
-        name: Field(**{**told, "shape": tuple(told["shape"]), "dtype": getattr(torch, told["dtype"])})
-        for name, told in header["fields"].items()
-    }
-    return Schema(fields, header["agents"])
+    def field(told: dict[str, Any]) -> Field:
+        known: dict[str, Any] = {**told, "shape": tuple(told["shape"]), "dtype": getattr(torch, told["dtype"])}
+        return Field(**known)
+
+    return Schema({name: field(told) for name, told in header["fields"].items()}, header["agents"])
 
 
 def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Content:

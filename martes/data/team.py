@@ -87,12 +87,7 @@ class TeamSpec:
     def __post_init__(self) -> None:
         for name in ("groups", "observation", "action"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
-        placed = sorted(index for members in self.groups.values() for index in members)
-        if placed != list(range(len(self.agents))):
-            raise ConfigError(
-                f"groups {dict(self.groups)} do not place each of the {len(self.agents)} agents "
-                f"{list(self.agents)} exactly once: give every position 0..{len(self.agents) - 1} to one group"
-            )
+        _refuse_misplaced(self.agents, self.groups)
         for kind, spaces in (("observation", self.observation), ("action", self.action)):
             if set(spaces) != set(self.groups):
                 raise ConfigError(
@@ -123,6 +118,11 @@ class TeamSpec:
         """
         agents = tuple(observation)
         groups = groups or groups_from_names(agents)
+        _refuse_misplaced(agents, groups)
+        if set(action) != set(agents):
+            raise ConfigError(
+                f"observation names the agents {sorted(agents)}, action {sorted(action)}: name each in both"
+            )
         for name, members in groups.items():
             first = agents[members[0]]
             for other in (agents[index] for index in members[1:]):
@@ -141,6 +141,10 @@ class TeamSpec:
             episode_limit,
             masks_actions,
         )
+
+    def __reduce__(self) -> tuple[type["TeamSpec"], tuple[object, ...]]:
+        spaces = dict(self.groups), dict(self.observation), dict(self.action)  # read-only mappings cannot be pickled
+        return TeamSpec, (self.agents, *spaces, self.state, self.episode_limit, self.masks_actions)
 
     @property
     def size(self) -> int:
@@ -209,11 +213,6 @@ class TeamSpec:
         return legal[..., 0] if self.action_kind is Continuous else legal
 
     @cached_property
-    def action_width(self) -> int:
-        """The numbers that tell an action apart, of the agent that needs most: logits, or dimensions."""
-        return max(sum(sizes) for sizes in self.action_sizes)
-
-    @cached_property
     def bounds(self) -> tuple[Float[Tensor, "agent dimension"], Float[Tensor, "agent dimension"]]:
         """Lowest and highest continuous action of each agent; padding lies in [-1, 1]."""
         width = self.legal_actions.shape[1]
@@ -224,6 +223,17 @@ class TeamSpec:
             low[agent, : len(space.low)] = torch.tensor(space.low)
             high[agent, : len(space.high)] = torch.tensor(space.high)
         return low, high
+
+
+def _refuse_misplaced(agents: tuple[str, ...], groups: Mapping[str, tuple[int, ...]]) -> None:
+    placed = sorted(index for members in groups.values() for index in members)
+    if placed != list(range(len(agents))) or not all(groups.values()):
+        raise ConfigError(
+            f"groups {dict(groups)} do not place each of the {len(agents)} agents {list(agents)} exactly once: "
+            f"give every position 0..{len(agents) - 1} to one group, and every group a member"
+        )
+    if len(set(agents)) < len(agents):
+        raise ConfigError(f"two agents of {list(agents)} bear one name: give each its own")
 
 
 def _named_parts(space: Observation) -> dict[str, Vector | Image]:

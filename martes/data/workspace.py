@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Bool
@@ -34,7 +34,7 @@ class Workspace:
         if shared:
             self.share()
 
-    def _adopt(self, schema: Schema, tensors: dict[str, Tensor], filled: Tensor, memory: Memory | None) -> Self:
+    def _adopt(self, schema: Schema, tensors: dict[str, Tensor], filled: Tensor, memory: Memory | None) -> "Workspace":
         self.schema = schema
         self._tensors = tensors
         self._filled = filled
@@ -217,7 +217,7 @@ class Workspace:
         memory = None if self._memory is None else mapped(moved, self._memory)
         return Workspace._made(self.schema, tensors, self._filled.to(device), memory)
 
-    def share(self) -> Self:
+    def share(self) -> "Workspace":
         """This workspace with its tensors moved to shared memory, for other processes to write into."""
         for tensor in (*self._tensors.values(), self._filled):
             tensor.share_memory_()

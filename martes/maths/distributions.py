@@ -21,9 +21,9 @@ NODES, REACH = 17, 4.5
 
 
 def gumbel(
-    shape: Sequence[int], generator: torch.Generator | None = None, device: torch.device | str | None = None
+    shape: Sequence[int], generator: torch.Generator, device: torch.device | str | None = None
 ) -> Float[Tensor, "*shape"]:
-    """Standard Gumbel noise, -log(-log U), always finite. Source: Gumbel 1954."""
+    """Standard Gumbel noise of the run's generator, -log(-log U), always finite. Source: Gumbel 1954."""
     uniform = torch.rand(tuple(shape), generator=generator, device=device)
     # U = 0 would give an infinite noise, and an illegal action could win.
     return uniform.clamp_(min=torch.finfo(uniform.dtype).tiny).log_().neg_().log_().neg_()
@@ -40,11 +40,11 @@ class Categorical:
 
     def sample(self, noise: Float[Tensor, "*batch action"]) -> Int[Tensor, "*batch"]:
         """A draw, given standard Gumbel noise: argmax(log p + noise). Source: Maddison et al. 2014."""
-        return (self.log_probs + noise).argmax(-1)
+        return _argmax(self.log_probs + noise)
 
     def mode(self) -> Int[Tensor, "*batch"]:
         """The most probable action."""
-        return self.log_probs.argmax(-1)
+        return _argmax(self.log_probs)
 
     def action(self, sample: Int[Tensor, "*batch"]) -> Int[Tensor, "*batch"]:
         """What the environment executes: the sample itself."""
@@ -151,9 +151,11 @@ class SquashedGaussian:
         """
         nodes = torch.linspace(-REACH, REACH, NODES, dtype=self.mean.dtype, device=self.mean.device)
         weights = (-0.5 * nodes.square()).softmax(0)
-        u = self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes  # [*batch dim node]
+        # E[log(1 - tanh(u)^2)], term by term as in `_log_slope`: only softplus(-2 u) needs the nodes.
+        doubled = torch.addcmul(-2 * self.mean.unsqueeze(-1), -2 * self.log_std.exp().unsqueeze(-1), nodes)
+        log_slope = 2 * (math.log(2) - self.mean - softplus(doubled) @ weights)  # [*batch dim node] -> [*batch dim]
         gaussian = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return self._total(gaussian + _log_slope(u) @ weights + self._log_half_width())
+        return self._total(gaussian + log_slope + self._log_half_width())
 
     def kl(self, other: "SquashedGaussian") -> Float[Tensor, "*batch"]:
         """KL(self || other), in nats, for equal boxes: that of the two Gaussians, since squashing loses nothing."""
@@ -176,6 +178,10 @@ def _log_slope(u: Tensor) -> Tensor:
 def _full_precision(x: Tensor) -> Tensor:
     # A ratio of probabilities from bfloat16 logits would be wrong in its second digit.
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _argmax(x: Tensor) -> Tensor:
+    return x.contiguous().argmax(-1)  # 10 times as fast as over the strides that `_log_softmax` leaves
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

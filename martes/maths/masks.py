@@ -23,15 +23,15 @@ def masked_variance(
     x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*#shape"], dim: Axes = None, keepdim: bool = False
 ) -> Float[Tensor, "*reduced"]:
     """The population variance of the valid entries over `dim` (all axes if None); 0 where none is valid."""
-    return masked_mean((x - masked_mean(x, mask, dim, keepdim=True)).square(), mask, dim, keepdim)
+    return masked_mean(_deviation(x, mask, dim).square(), mask, dim, keepdim)
 
 
 def standardise(
     x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*#shape"], eps: float = 1e-8
 ) -> Float[Tensor, "*shape"]:
     """(x - mean) / (std + eps) over all valid entries, std that of the population; 0 in invalid entries."""
-    scale = masked_variance(x, mask).sqrt() + eps
-    return ((x - masked_mean(x, mask)) / scale).masked_fill(~mask, 0.0)
+    deviation = _deviation(x, mask, None)
+    return deviation / (masked_mean(deviation.square(), mask).sqrt() + eps)
 
 
 def masked_logits(
@@ -39,3 +39,7 @@ def masked_logits(
 ) -> Float[Tensor, "*batch action"]:
     """The logits, with the smallest finite value of their dtype where `mask` is false: probability 0, and no NaN."""
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+
+def _deviation(x: Tensor, mask: Tensor, dim: Axes) -> Tensor:
+    return (x - masked_mean(x, mask, dim, keepdim=True)).masked_fill(~mask, 0.0)

@@ -13,7 +13,7 @@ class Constant:
     def __post_init__(self) -> None:
         _require(math.isfinite(self.value), "value", self.value, "finite")
 
-    def __call__(self, step: float) -> float:
+    def __call__(self, step: int | float) -> float:
         """The value at `step`."""
         return self.value
 
@@ -27,14 +27,14 @@ class Linear:
 
     start: float
     end: float
-    steps: float
+    steps: int | float
 
     def __post_init__(self) -> None:
         _require(math.isfinite(self.start), "start", self.start, "finite")
         _require(math.isfinite(self.end), "end", self.end, "finite")
         _require(0 < self.steps < math.inf, "steps", self.steps, "positive and finite")
 
-    def __call__(self, step: float) -> float:
+    def __call__(self, step: int | float) -> float:
         """The value at `step`."""
         done = min(max(step / self.steps, 0.0), 1.0)
         return self.end if done == 1 else self.start + (self.end - self.start) * done
@@ -49,14 +49,14 @@ class Exponential:
 
     start: float
     end: float
-    steps: float
+    steps: int | float
 
     def __post_init__(self) -> None:
         for name in ("start", "end", "steps"):
             value = getattr(self, name)
             _require(0 < value < math.inf, name, value, "positive and finite")
 
-    def __call__(self, step: float) -> float:
+    def __call__(self, step: int | float) -> float:
         """The value at `step`."""
         done = min(max(step / self.steps, 0.0), 1.0)
         return self.end if done == 1 else self.start * (self.end / self.start) ** done
@@ -65,6 +65,6 @@ class Exponential:
 Schedule = Constant | Linear | Exponential
 
 
-def _require(holds: bool, name: str, value: float, condition: str) -> None:
+def _require(holds: bool, name: str, value: int | float, condition: str) -> None:
     if not holds:
         raise ValueError(f"{name} is {value}; it must be {condition}")

@@ -85,8 +85,8 @@ def _mean(values: Tensor) -> Tensor:
 
 def bootstrap_interval(
     values: Float[Tensor, "*stratum run"],
-    level: float = 0.95,
-    generator: torch.Generator | None = None,
+    level: float,
+    generator: torch.Generator,
     resamples: int = 2000,
     statistic: Callable[[Tensor], Tensor] = _mean,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:

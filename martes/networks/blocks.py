@@ -109,7 +109,7 @@ class StackedConvolutions(nn.Module):
 class ObservationNorm(nn.Module):
     """Standardised features, by running statistics of each slot. Only `observe` moves them; it is called in `update`."""
 
-    count: Tensor
+    seen: Tensor
     mean: Tensor
     m2: Tensor
 
@@ -121,17 +121,17 @@ class ObservationNorm(nn.Module):
     @property
     def moments(self) -> Moments:
         """What was seen so far."""
-        return Moments(self.count, self.mean, self.m2)
+        return Moments(self.seen, self.mean, self.m2)
 
     @torch.no_grad()
     def observe(self, x: Float[Tensor, "slot row width"], mask: Bool[Tensor, "slot row"]) -> None:
         """Takes the rows where `mask` is true into the statistics."""
-        for name, value in merged_moments(self.moments, x.transpose(0, 1), mask.T)._asdict().items():
+        for name, value in merged_moments(self.moments, x, mask)._asdict().items():
             getattr(self, name).copy_(value)
 
     def forward(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row width"]:
         """Features with mean 0 and variance 1 by the statistics so far, clipped to [-10, 10]."""
-        return normalised(x.transpose(0, 1), self.moments, 10.0).transpose(0, 1)
+        return normalised(x, self.moments, 10.0)
 
 
 class StackedGRU(nn.Module):

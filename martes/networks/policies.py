@@ -34,7 +34,7 @@ class Policy(TemporalModule):
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())
         # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, decision on policy initialisation).
-        outputs = team.action_width
+        outputs = self.legal[0].numel()
         self.head = StackedLinear((self.body.size,) * self.slots.count, outputs, generator, gain=0.01)
         self.is_continuous = self.kind is Continuous
         if self.is_continuous:
@@ -60,7 +60,7 @@ class Policy(TemporalModule):
 
     def noise(self, envs: int, generator: torch.Generator) -> Outputs:
         """Standard Gumbel numbers for choices among actions, standard normal ones for continuous actions."""
-        shape = (envs, self.agents, self.head.weight.shape[1])
+        shape = (envs, *self.legal.shape)
         if self.is_continuous:
             return {"noise": torch.randn(shape, generator=generator, device=self.legal.device)}
         return {"noise": gumbel(shape, generator, self.legal.device)}
@@ -95,8 +95,8 @@ class Policy(TemporalModule):
             log_std = self.log_std[torch.tensor(self.slots.slot_of_agent, device=scores.device)]
             return SquashedGaussian(scores, log_std.expand_as(scores), self.low, self.high, self.legal)
         mask = inputs.get("action_mask")
-        if self.kind is not Discrete:
-            return MultiCategorical(scores, self.legal, mask)
         if self.is_padded:
             mask = self.legal if mask is None else mask & self.legal
-        return Categorical(scores, mask)
+        if self.kind is Discrete:
+            return Categorical(scores, mask)
+        return MultiCategorical(scores.unflatten(-1, tuple(self.legal.shape[1:])), mask)

@@ -8,16 +8,12 @@ from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 
 from martes.data import TeamSpec
-from martes.errors import ConfigError, nearest
 
 Sharing = Literal["shared", "group", "agent"]
 
 
 def slot_of_agents(team: TeamSpec, sharing: Sharing) -> tuple[int, ...]:
-    """The slot of each agent: one for all (`shared`), one a group, or one each (`agent`).
-
-    Raises ConfigError for any other word.
-    """
+    """The slot of each agent: one for all (`shared`), one a group, or one each (`agent`)."""
     match sharing:
         case "shared":
             return (0,) * team.size
@@ -26,8 +22,6 @@ def slot_of_agents(team: TeamSpec, sharing: Sharing) -> tuple[int, ...]:
             return tuple(names.index(name) for name in team.group_of)
         case "agent":
             return tuple(range(team.size))
-        case _:
-            raise ConfigError(f"sharing is {sharing!r}{nearest(str(sharing), ('shared', 'group', 'agent'))}")
 
 
 class Slots(nn.Module):

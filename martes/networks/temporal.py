@@ -1,13 +1,13 @@
 """One module, two faces: `step` to act, `sequence` to learn; they agree to rounding, resets and masks included."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from martes.data import Fields, Memory, TimeStep, Workspace
+from martes.data import Field, Fields, Memory, TimeStep, Workspace
 from martes.data.trees import cleared, mapped
 from martes.errors import DataError, nearest
 
@@ -53,6 +53,10 @@ class TemporalModule(nn.Module):
         """The value [env agent] of one time step alone: what a bootstrap needs."""
         raise NotImplementedError(f"{type(self).__name__} has no value; a critic has")
 
+    def fields(self) -> dict[str, Field]:
+        """What acting with it adds to a team's schema: a field for each name it writes, beyond the action."""
+        return {}
+
     def part_for(self, name: str) -> "TemporalModule":
         """The part of this module that is enough to write `name`: acting alone needs no critic."""
         return self
@@ -64,6 +68,7 @@ class TemporalModule(nn.Module):
         return self.step(inputs, memory) if start is None else self.sequence(inputs, memory, start)
 
 
+@runtime_checkable
 class SteppedEnv(Protocol):
     """What `act` needs of an environment (a VectorEnv is one)."""
 
@@ -109,6 +114,10 @@ class Chain(TemporalModule):
 
     def _modules_in_order(self) -> list[TemporalModule]:
         return [module for module in self.members if isinstance(module, TemporalModule)]
+
+    def fields(self) -> dict[str, Field]:
+        """The fields of all members."""
+        return {name: added for module in self._modules_in_order() for name, added in module.fields().items()}
 
     def part_for(self, name: str) -> "Chain":
         """A chain of the members that `name` depends on (the same modules, not copies)."""

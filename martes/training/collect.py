@@ -89,20 +89,37 @@ class Collector:
             next_value[steps, envs] = policy.value(final, memory)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next window depends on: the environment, the memory, the random state, the unfinished episodes."""
+        """What the next window depends on: the environment, the memory, the random state, the unfinished episodes.
+
+        `env` is None where the environment cannot tell its state.
+        """
         return {
-            "env": self.env.state_dict(),
+            "env": state_of(self.env),
             "memory": self._memory,
             "generator": self.generator.get_state(),
             "episodes": self.episodes.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores `state_dict`: the next window is the one that would have come."""
-        self._show(self.env.load_state_dict(state["env"]))
-        self._memory = state["memory"]
+    def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
+        """Restores `state_dict`: the next window is the one that would have come.
+
+        An environment that could not tell its state opens new episodes from `seed` instead.
+        """
         self.generator.set_state(state["generator"])
+        if state["env"] is None:
+            self.start(seed)
+            return
+        self._show(self.env.load_state_dict(state["env"]))
+        self._memory = mapped(lambda leaf: leaf.to(self.window.device), state["memory"])
         self.episodes.load_state_dict(state["episodes"])
+
+
+def state_of(env: VectorEnv) -> dict[str, object] | None:
+    """The environment's state, or None where it cannot tell it (an outside one that keeps it to itself)."""
+    try:
+        return env.state_dict() if hasattr(env, "state_dict") else None
+    except NotImplementedError:
+        return None
 
 
 def refuse_nonfinite(window: Workspace) -> None:

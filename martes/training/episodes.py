@@ -48,7 +48,7 @@ class Episodes:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""
-        self._earned, self._lived = state["earned"], state["lived"]
+        self._earned, self._lived = (state[name].to(self._earned.device) for name in ("earned", "lived"))
         self._finished = {name: [values] for name, values in state["finished"].items()}
 
 

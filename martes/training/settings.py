@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from martes.algorithms.learner import Algorithm
 
@@ -67,6 +67,7 @@ class Logging:
     """Live display, plain lines, or nothing; auto: live in a terminal, else plain."""
 
 
+@runtime_checkable
 class Plan(Protocol):
     """Everything that decides a run: what `experiment.Experiment` is, seen from below."""
 

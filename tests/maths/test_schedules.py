@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from martes.maths.schedules import Constant, Exponential, Linear
@@ -14,10 +14,12 @@ positive = st.floats(1e-6, 1e6)
 
 def test_by_hand() -> None:
     assert Constant(0.3)(10**9) == 0.3
-    assert Linear(1.0, 0.0, 4.0)(1) == 0.75
+    assert Linear(1.0, 0.0, 4)(1) == Linear(1.0, 0.0, 4.0)(1.0) == 0.75
     assert Exponential(1.0, 0.01, 4.0)(2) == pytest.approx(0.1)
 
 
+@example(1.0, 0.1, 3.0, Linear)  # here start + (end - start) is not end,
+@example(0.01, 0.007, 3.0, Exponential)  # and here start (end / start) is not
 @given(positive, positive, positive, st.sampled_from([Linear, Exponential]))
 def test_ends_are_exact_and_held(start: float, end: float, steps: float, schedule: type) -> None:
     value = schedule(start, end, steps)

@@ -1,6 +1,6 @@
 """Runs a game on batched tensors: many copies, time limit, resets in place, episode by episode, on any device."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ class Outcome(NamedTuple):
     """Does the game itself end here? None where it never does."""
 
 
+@runtime_checkable
 class Game(Protocol):
     """The rules of a game as pure functions of tensors with leading axis `env`. A frozen dataclass; fields = options."""
 
@@ -136,9 +137,13 @@ class BatchedEnv:
         held = state["state"]
         elapsed, generator = state["elapsed"], state["generator"]
         if not (isinstance(held, dict) and isinstance(elapsed, Tensor) and isinstance(generator, Tensor)):
-            raise EnvError("this is not the state of a batched environment: `state`, `elapsed` or `generator` is missing")
+            raise EnvError(
+                "this is not the state of a batched environment: `state`, `elapsed` or `generator` is missing"
+            )
         if elapsed.shape != self._elapsed.shape:
-            raise EnvError(f"the saved environment has {len(elapsed)} copies, this one {self.num_envs}: make them equal")
+            raise EnvError(
+                f"the saved environment has {len(elapsed)} copies, this one {self.num_envs}: make them equal"
+            )
         self._state = {str(name): tensor.to(self.device) for name, tensor in held.items()}  # pyright: ignore
         self._elapsed.copy_(elapsed)
         self._generator.set_state(generator.cpu())

@@ -1,6 +1,7 @@
-"""Level-based foraging (Albrecht and Ramamoorthy, 2013; Papoudakis et al., 2021), as lbforaging 2.0.0 plays it.
+"""Level-based foraging on batched tensors, the same game as the package lbforaging plays.
 
-Agents on a grid lift food together: food is loaded when the levels of the agents that lift it reach its own level.
+Source: Albrecht and Ramamoorthy (2013), "A game-theoretic model and best-response learning method for ad hoc
+coordination in multiagent systems"; https://github.com/semitable/lb-foraging.
 """
 
 import re
@@ -126,9 +127,14 @@ def _board(rows: int, columns: int, device: torch.device, dtype: torch.dtype) ->
 
 
 @lru_cache(maxsize=32)
-def _self_first(agents: int, device: torch.device) -> Int[Tensor, "agent agent"]:
+def _self_first(agents: int, device: torch.device) -> Int[Tensor, "{agents}*{agents}"]:
     index = torch.arange(agents)
-    return (index - 2 * agents * one_hot(index)).argsort(dim=1).to(device)
+    return (index - agents * one_hot(index)).argsort(dim=1).flatten().to(device)
+
+
+def _seen_first(things: Float[Tensor, "env agent thing 3"]) -> Float[Tensor, "env agent thing 3"]:
+    """The same in their order, but what is gone or out of sight (level 0) last."""
+    return things.gather(2, (things[..., 2:] == 0).sort(dim=2, stable=True).indices.expand_as(things))
 
 
 def _through_window(
@@ -138,25 +144,28 @@ def _through_window(
 ) -> Float[Tensor, "env agent thing 3"]:
     """(row, column, level) counted from the corner of each agent's window; (-1, -1, 0) outside of it."""
     place = things[..., :2] - corner
-    hidden = ((place < 0) | (place > reach)).any(3, keepdim=True)
-    return torch.cat((place.masked_fill(hidden, -1), things[..., 2:].masked_fill(hidden, 0)), 3)
+    outside = ((place < 0) | (place > reach)).any(3, keepdim=True)
+    level = things[..., 2:].expand_as(outside)
+    return _seen_first(torch.cat((place.masked_fill(outside, -1), level.masked_fill(outside, 0)), 3))
 
 
 @dataclass(frozen=True)
 class Foraging:
-    """Level-based foraging: an agent steps, waits, or lifts the food beside it, with all who lift the same.
+    """Level-based foraging: an agent waits, steps, or lifts the food beside it together with all who lift the same.
 
-    An illegal action is a wait. Agents that head for one cell all stay, also where one of them is there already; an
-    agent that fails to leave does not keep others from entering, so two may come to share a cell. Food of level l is
-    loaded when the levels of those who lift it sum to s >= l; an agent of level k then earns k l / s, divided by the
-    sum of all levels of food at the start of the episode; who lifts in vain pays `penalty`. The game is over when no
-    food is left.
+    An illegal action is a wait. Agents that head for one cell all stay, also where one of them is there already; who
+    then fails to leave does not keep others from entering, so that two may come to share a cell. Food of level l is
+    loaded when the levels of those who lift it sum to s >= l. An agent of level k then earns k · l / (s · L), where L
+    sums the levels of all food at the start (k · l if rewards are not normalised); who lifts in vain pays `penalty`.
+    The game is over when no food is left.
 
-    An agent sees (row, column, level) of the food, row by row, then of itself, then of the other agents; (-1, -1, 0)
-    stands for what is gone or out of sight. Agents start anywhere; food grows neither along the edge nor within one
-    cell (diagonals included) or two (straight) of other food, and where nothing fits any more there is less food.
+    An agent sees (row, column, level) of the food, row by row, of itself and of the other agents, counted from the
+    corner of what is in sight; what is gone or out of sight leaves (-1, -1, 0) at the end of its list. Agents start
+    anywhere. Food grows neither on the edge nor beside other food (one cell, also diagonally, or two straight cells
+    away); where no more of it fits, there is less. Every choice is even among what is allowed.
 
-    Raises ConfigError where an option cannot be. Source: lbforaging 2.0.0, whose names `foraging` reads.
+    Raises ConfigError where an option cannot be. Source: Papoudakis, Christianos, Schäfer and Albrecht (2021),
+    "Benchmarking multi-agent deep reinforcement learning algorithms in cooperative tasks", as in lbforaging 2.0.0.
     """
 
     size: tuple[int, int] = (8, 8)
@@ -195,11 +204,11 @@ class Foraging:
             "sight": (self.sight is not None and self.sight < 1, "it must be 1 or more, or None to see everything"),
             "min_agent_level": (self.min_agent_level < 1, "levels begin at 1"),
             "max_agent_level": (self.max_agent_level < self.min_agent_level, "it must not lie below min_agent_level"),
+            "max_food_level": (highest_sure < 1, "levels begin at 1"),
             "min_food_level": (
                 self.min_food_level < 1 or (self.min_food_level > highest_sure and not self.coop),
                 f"it must be 1 to {highest_sure}, the highest level of food at its lowest",
             ),
-            "max_food_level": (highest_sure < 1, "levels begin at 1"),
             "penalty": (not 0 <= self.penalty < float("inf"), "it must be finite and not negative"),
             "episode_limit": (self.episode_limit < 1, "it must be 1 or more"),
         }
@@ -220,9 +229,9 @@ class Foraging:
         )
 
     def initial(self, envs: int, generator: torch.Generator) -> State:
-        """Agents on distinct cells, food on allowed cells, levels: each drawn evenly among what is possible.
+        """Agents on distinct cells, then food where it may grow.
 
-        Cells `agent` and `food` (row by row), `agent_level`, `food_level` (0: gone), `spawned`: its sum at the start.
+        State: cells `agent` and `food` (in order), `agent_level`, `food_level` (0: gone), `spawned`: its first sum.
         """
         board = _board(*self.size, generator.device, torch.get_default_dtype())
         cells = len(board.field)
@@ -270,7 +279,7 @@ class Foraging:
             worth = worth / (strength * state["spawned"][:, None]).clamp_min(1)
         reward = level * (lifts * worth[:, None]).sum(2)
         if self.penalty:
-            reward = reward - self.penalty * (lifts & ~is_loaded[:, None]).any(2)
+            reward = reward.masked_fill((lifts & ~is_loaded[:, None]).any(2), -self.penalty)
         moved = {
             "agent": torch.where(is_alone, aim, agent),
             "food": food.masked_fill(is_loaded, board.nowhere),
@@ -283,16 +292,17 @@ class Foraging:
         agent, food = state["agent"], state["food"]
         board = _board(*self.size, state["agent_level"].device, state["agent_level"].dtype)
         place = embedding(agent, board.place)
-        agents = torch.cat((place, state["agent_level"][..., None]), 2)[:, _self_first(self.agents, place.device)]
+        agents = torch.cat((place, state["agent_level"][..., None]), 2)
+        agents = agents.index_select(1, _self_first(self.agents, agents.device)).view(-1, self.agents, self.agents, 3)
         foods = torch.cat((embedding(food, board.place), state["food_level"][..., None]), 2)[:, None]
-        if self.sight is not None:
+        if self.sight is None:
+            foods = _seen_first(foods).expand(-1, self.agents, -1, -1)
+        else:
             # Along the northern and western edge the window is cut off, but not its size as far as agents are
             # concerned: lbforaging shows them up to 2 * sight from the corner, further away than food.
             corner = (place - self.sight).clamp_min(0)[:, :, None]
             foods = _through_window(foods, corner, place[:, :, None] - corner + self.sight)
             agents = _through_window(agents, corner, 2 * self.sight)
-        seen_first = (foods[..., 2:] == 0).sort(dim=2, stable=True).indices
-        foods = foods.take_along_dim(seen_first, 2).expand(-1, self.agents, -1, -1)
         return {
             "obs": torch.cat((foods, agents), 2).flatten(2),
             "action_mask": board.legal(agent, board.touching(agent, food)),
@@ -303,9 +313,9 @@ class Foraging:
         rows, columns = self.size
         canvas = Canvas((-0.1, -0.1, columns + 0.1, rows + 0.1))
         for row in range(rows + 1):
-            canvas.line(0, row, columns, row, MIST)
+            canvas.line(0.0, float(row), float(columns), float(row), MIST)
         for column in range(columns + 1):
-            canvas.line(column, 0, column, rows, MIST)
+            canvas.line(float(column), 0.0, float(column), float(rows), MIST)
         for _, level, x, y in self._placed(state, "food"):
             if level:
                 canvas.line(x, y + 0.2, x + 0.08, y + 0.42, INK, 2.5)

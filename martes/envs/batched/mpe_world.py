@@ -1,10 +1,10 @@
-"""The physics of the multi-agent particle environments: discs that are thrust, damped and pushed apart, in a plane.
+"""The physics of the multi-agent particle environments: discs in a plane, thrust, damped and pushed apart.
 
-Entities are numbered agents first, then landmarks; a world is `position` [env entity 2] and `velocity` [env agent 2].
-Every function takes many worlds at once and returns what holds in each.
+Entities are numbered agents first, then landmarks. In here the copies are the last axis, `entity 2 env`, so that each
+kernel runs along them; `copies_last` and `copies_first` lead in and out.
 
-Source: Lowe, Wu, Tamar, Harb, Abbeel and Mordatch (2017), section 5; Mordatch and Abbeel (2018), section 3, in the
-version of the package mpe2.
+Source: Lowe, Wu, Tamar, Harb, Abbeel and Mordatch (2017), section 5; Mordatch and Abbeel (2018), section 3; as played
+by https://github.com/Farama-Foundation/MPE2.
 """
 
 from functools import lru_cache
@@ -16,74 +16,90 @@ from torch.nn.functional import embedding, softplus
 
 TIME_STEP = 0.1
 DAMPING = 0.25
-"""Part of the velocity that is lost in each step."""
+"""Part of the velocity that a step takes away."""
 ACCELERATION = 5.0
-"""What a full action adds to the velocity in a unit of time."""
+"""What a full action adds to the velocity in a unit of time; masses are 1."""
 CONTACT_STIFFNESS = 100.0
 CONTACT_MARGIN = 1e-3
-"""Distance over which contact sets in: the world is smooth."""
-CLOSEST = 1e-12  # a distance that keeps the direction of a contact finite where two agents coincide
+"""Distance over which a contact sets in."""
+CLOSEST = 1e-12
+"""The distance at which a contact's direction is still told."""
 
 DIRECTIONS = ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0))
-"""Stay, left, right, down, up."""
+"""Where the actions push: nowhere, left, right, down, up."""
 
 
 @lru_cache
-def constant(values: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A table of the game, made once for each kind of tensor it meets."""
-    return torch.tensor(values, dtype=dtype, device=device)
+def table(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "row column"]:
+    """The rows as a tensor, made once for each kind of tensor that meets them."""
+    return torch.tensor(rows, dtype=dtype, device=device)
 
 
 @lru_cache
 def seen_entities(agents: int, landmarks: int, device: torch.device) -> Int[Tensor, "agent seen"]:
     """The entities that each agent sees, in the order of its observation: all landmarks, then the other agents."""
-    everywhere = range(agents, agents + landmarks)
-    rows = [[*everywhere, *(other for other in range(agents) if other != agent)] for agent in range(agents)]
+    marks = range(agents, agents + landmarks)
+    rows = [[*marks, *(other for other in range(agents) if other != agent)] for agent in range(agents)]
     return torch.tensor(rows, device=device)
 
 
 def scattered(envs: int, entities: int, generator: torch.Generator) -> Float[Tensor, "env entity 2"]:
     """Positions drawn evenly from the square [-1, 1]²."""
-    return torch.empty(envs, entities, 2, device=generator.device).uniform_(-1.0, 1.0, generator=generator)
+    return copies_first(torch.empty(entities, 2, envs, device=generator.device).uniform_(-1, 1, generator=generator))
+
+
+def copies_last(states: Float[Tensor, "env entity 2"]) -> Float[Tensor, "entity 2 env"]:
+    """The same numbers with the copies side by side in memory, whichever way they lay before."""
+    return states.permute(1, 2, 0).contiguous()
+
+
+def copies_first(states: Float[Tensor, "entity 2 env"]) -> Float[Tensor, "env entity 2"]:
+    """The same memory, seen as a game's state."""
+    return states.permute(2, 0, 1)
 
 
 def relative_position(
-    position: Float[Tensor, "env entity 2"], seen: Int[Tensor, "agent seen"]
-) -> Float[Tensor, "env agent seen 2"]:
-    """Where the entities of `seen` stand, seen from each agent."""
-    agents = len(seen)
-    return position.index_select(1, seen.flatten()).unflatten(1, seen.shape) - position[:, :agents, None]
+    position: Float[Tensor, "entity 2 env"], seen: Int[Tensor, "agent seen"]
+) -> Float[Tensor, "agent seen 2 env"]:
+    """Where the entities `seen` by each agent stand, measured from that agent."""
+    return position.index_select(0, seen.flatten()).unflatten(0, seen.shape) - position[: len(seen), None]
 
 
-def thrust(action: Tensor, like: Tensor) -> Float[Tensor, "*batch 2"]:
-    """The force of an action on its agent's unit mass, in the dtype of `like`.
+def length(vector: Float[Tensor, "*batch 2 env"]) -> Float[Tensor, "*batch env"]:
+    """The Euclidean length."""
+    across, up = vector.unbind(-2)
+    return torch.hypot(across, up)
 
-    An integer chooses among `DIRECTIONS`; five real numbers, clipped to [0, 1], blend them, opposite ones cancelling.
+
+def thrust(action: Tensor, like: Tensor) -> Float[Tensor, "agent 2 env"]:
+    """The force that each agent's action exerts on it, in the dtype of `like`.
+
+    An integer [env agent] chooses among `DIRECTIONS`; real numbers [env agent 5], clipped to [0, 1], blend them.
     """
     if action.is_floating_point():
         part = action.to(like.dtype).clamp(0.0, 1.0)
-        return ACCELERATION * (part[..., 2::2] - part[..., 1::2])
-    return embedding(action.long(), constant(DIRECTIONS, like.dtype, like.device)) * ACCELERATION
+        push = part[..., 2::2] - part[..., 1::2]  # right - left, up - down
+    else:
+        push = embedding(action.long(), table(DIRECTIONS, like.dtype, like.device))
+    return push.permute(1, 2, 0) * ACCELERATION
 
 
-def contact_force(
-    relative: Float[Tensor, "env agent other 2"], reach: float | Tensor
-) -> Float[Tensor, "env agent 2"]:
-    """The force on each agent that others nearer than `reach` (the sum of two radii) push away.
+def contact_force(relative: Float[Tensor, "agent other 2 env"], reach: float | Tensor) -> Float[Tensor, "agent 2 env"]:
+    """The force by which others nearer than `reach`, the sum of both radii, push each agent away.
 
-    f = -stiffness · Σ_other margin · softplus((reach - d) / margin) · relative / d. It is 0 between agents that stand in
-    one point, where no direction is away.
+    f_i = -stiffness · Σ_j margin · softplus((reach - d_ij) / margin) · relative_ij / d_ij, with d the distance. It is 0
+    between two in the same place, where no direction leads away.
     """
-    distance = relative.norm(dim=-1)
-    depth = softplus(reach - distance, beta=1.0 / CONTACT_MARGIN, threshold=40.0)  # exact in float64 up to there
-    return (relative * (depth / distance.clamp_min(CLOSEST)).unsqueeze(-1)).sum(2) * -CONTACT_STIFFNESS
+    distance = length(relative)
+    overlap = softplus(reach - distance, beta=1 / CONTACT_MARGIN, threshold=40.0)  # linear where float64 cannot tell
+    return (relative * (overlap / distance.clamp_min(CLOSEST)).unsqueeze(-2)).sum(1) * -CONTACT_STIFFNESS
 
 
 def moved(
-    position: Float[Tensor, "env agent 2"], velocity: Float[Tensor, "env agent 2"], force: Float[Tensor, "env agent 2"]
-) -> tuple[Float[Tensor, "env agent 2"], Float[Tensor, "env agent 2"]]:
-    """Position and velocity one step later: the position follows the old velocity, force acts on the new one."""
+    position: Float[Tensor, "agent 2 env"], velocity: Float[Tensor, "agent 2 env"], force: Float[Tensor, "agent 2 env"]
+) -> tuple[Float[Tensor, "agent 2 env"], Float[Tensor, "agent 2 env"]]:
+    """Position and velocity one step later: the position follows the old velocity, the force changes the new one."""
     return (
         torch.add(position, velocity, alpha=TIME_STEP),
-        torch.add(velocity * (1.0 - DAMPING), force, alpha=TIME_STEP),
+        torch.add(velocity * (1 - DAMPING), force, alpha=TIME_STEP),
     )

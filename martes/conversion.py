@@ -1,0 +1,229 @@
+"""Frozen dataclasses from plain trees (what YAML holds, what a person types) and back; every misfit is told by its path."""
+
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from martes.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Tree = Mapping[str, object]
+"""Field name -> value, or a tree for a field that is a dataclass itself."""
+
+D = TypeVar("D", bound="DataclassInstance")
+
+
+class Typed(str):
+    """A value as typed on a command line: what it means is up to the field that takes it."""
+
+
+def plain(value: object) -> object:
+    """The value in terms of YAML: dataclasses and mappings as dicts in the order of their fields, tuples as lists."""
+    if is_dataclass(value):
+        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(each) for name, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def nested(values: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """The tree of values given by dotted paths. Raises ConfigError where a path is given twice, or within another."""
+    tree: dict[str, object] = {}
+    for path, value in values:
+        *above, name = path.split(".")
+        branch = tree
+        for each in above:
+            inner = branch.setdefault(each, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{path} is given, and so is {each}, which holds it: give one of them")
+            branch = inner
+        if name in branch:
+            raise ConfigError(f"{path} is given twice: {branch[name]!s} and {value!s}")
+        branch[name] = value
+    return tree
+
+
+def changed(current: D, tree: Tree, path: str) -> D:
+    """The dataclass with the fields that the tree names changed, at any depth.
+
+    Raises ConfigError for a name that is no field, a value of the wrong type, and whatever the dataclass itself refuses.
+    """
+    refuse_unknown(path, tree, (each.name for each in fields(current)))
+    hints = get_type_hints(type(current))
+    new = {
+        name: converted(hints[name], value, f"{path}.{name}", getattr(current, name)) for name, value in tree.items()
+    }
+    return replace(current, **new)
+
+
+def refuse_unknown(path: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises ConfigError for the first name that is not known at this path."""
+    known = tuple(known)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown key '{path}.{name}'{nearest(str(name), known)}")
+
+
+def converted(kind: object, value: object, path: str, current: object = None) -> object:
+    """The value as one of the annotated type `kind`; a tree for a dataclass changes `current`, or a fresh one.
+
+    Raises ConfigError naming path, value and what the field takes. A number is never a truth value, nor is it NaN or
+    infinite; a whole number may be written 1e6.
+    """
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        return _member(get_args(kind), value, path, current)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return _dataclass(kind, value, path, current)
+    if origin is tuple:
+        return _tuple(get_args(kind), value, path)
+    if origin is Literal:
+        found = [each for each in get_args(kind) if each == value or (isinstance(value, Typed) and str(each) == value)]
+    else:
+        found = _READ.get(origin or kind, _anything)(value)
+    if not found:
+        raise ConfigError(f"{path} is {_shown(value)}: it must be {described(kind)}")
+    return found[0]
+
+
+def described(kind: object) -> str:
+    """What a field of this type takes, in words."""
+    members = get_args(kind)
+    match get_origin(kind) or kind:
+        case origin if origin in (Union, types.UnionType):
+            return " or ".join(described(each) for each in members)
+        case origin if origin is Literal:
+            return " or ".join(str(each) for each in members)
+        case origin if origin is tuple:
+            return _described_list(members)
+        case origin if isinstance(origin, type) and is_dataclass(origin):
+            return f"the fields of {origin.__name__}"
+        case origin:
+            return _WORDS.get(origin, str(origin))
+
+
+def _described_list(members: tuple[object, ...]) -> str:
+    if members[-1] is Ellipsis:
+        return f"a list, each {described(members[0])}"
+    return f"a list of {len(members)}: {', '.join(described(each) for each in members)}"
+
+
+def _member(members: tuple[object, ...], value: object, path: str, current: object) -> object:
+    """The value as the first of a union's members that takes it."""
+    if value is None or (isinstance(value, Typed) and value.lower() in ("none", "null")):
+        if type(None) in members:
+            return None
+    kinds = [each for each in members if each is not type(None)]
+    if len(kinds) == 1 and is_dataclass(kinds[0]) and isinstance(value, Mapping):
+        return converted(kinds[0], value, path, current)  # its own errors say more
+    for each in kinds:
+        try:
+            return converted(each, value, path, current)
+        except ConfigError:
+            continue
+    told = " or ".join(described(each) for each in members)
+    raise ConfigError(f"{path} is {_shown(value)}: it must be {told}")
+
+
+def _dataclass(kind: type, value: object, path: str, current: object) -> object:
+    if isinstance(value, kind):
+        return value
+    if not isinstance(value, Mapping):
+        names = ", ".join(f"{path}.{each.name}" for each in fields(kind))
+        raise ConfigError(f"{path} is {_shown(value)}: give its fields one by one: {names}")
+    return changed(current if isinstance(current, kind) else kind(), value, path)
+
+
+def _tuple(members: tuple[object, ...], value: object, path: str) -> tuple[object, ...]:
+    listed = _listed(value) if isinstance(value, Typed) else value
+    many = members[-1] is Ellipsis
+    if not isinstance(listed, list | tuple) or not (many or len(listed) == len(members)):
+        raise ConfigError(f"{path} is {_shown(value)}: it must be {_described_list(members)}")
+    kinds = members[:1] * len(listed) if many else members
+    return tuple(converted(kind, each, f"{path}[{i}]") for i, (kind, each) in enumerate(zip(kinds, listed, strict=True)))
+
+
+def _listed(text: str) -> object:
+    """The list that was typed: `64,64`, `64 64`, `[64, 64]` or `[[1, 0], [0, 1]]`."""
+    text = text.translate(str.maketrans("()", "[]"))
+    return _understood(Typed(text if text.startswith("[") else f"[{', '.join(text.replace(',', ' ').split())}]"))
+
+
+def _shown(value: object) -> str:
+    return repr(str(value)) if isinstance(value, Typed) else repr(value)
+
+
+# Each reader gives [the value], or [] where it takes no such thing.
+def _truth(value: object) -> list[bool]:
+    words = {"true": True, "false": False}
+    if isinstance(value, Typed):
+        return [words[value.lower()]] if value.lower() in words else []
+    return [value] if isinstance(value, bool) else []
+
+
+def _real(value: object) -> list[float]:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return []
+    try:
+        number = float(value)  # YAML reads 1e-3 as a word
+    except ValueError:
+        return []
+    return [number] if math.isfinite(number) else []
+
+
+def _whole(value: object) -> list[int]:
+    if isinstance(value, str) and value.replace("_", "").lstrip("+-").isdecimal():
+        return [int(value)]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return [value]
+    return [int(number) for number in _real(value) if number.is_integer()]
+
+
+def _text(value: object) -> list[str]:
+    return [str(value)] if isinstance(value, str) else []
+
+
+def _mapping(value: object) -> list[dict[str, object]]:
+    value = _understood(value)
+    is_tree = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+    return [dict(value)] if is_tree else []
+
+
+def _anything(value: object) -> list[object]:
+    return [_understood(value)]
+
+
+def _understood(value: object) -> object:
+    """What a typed value means where the field does not say: what YAML would read, and 1e-3 as a number."""
+    if not isinstance(value, Typed):
+        return value
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return str(value)
+    return next(iter(_real(read)), read) if isinstance(read, str) else read
+
+
+_READ: Mapping[object, Callable[[object], list[object]]] = {
+    bool: _truth,
+    int: _whole,
+    float: _real,
+    str: _text,
+    Mapping: _mapping,
+    dict: _mapping,
+}  # pyright: ignore[reportAssignmentType]
+_WORDS: Mapping[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    Mapping: "a mapping of names to values",
+    dict: "a mapping of names to values",
+    type(None): "none",
+}

@@ -1,0 +1,46 @@
+"""What a run changes of its process and puts back afterwards: the threads of torch, and what Ctrl-C does."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch computes with `count` threads, or with one for each core if `count` is 0."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or cores())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def interruption() -> Iterator[threading.Event]:
+    """An event that is set by the first Ctrl-C or SIGTERM; the next one raises KeyboardInterrupt, as ever."""
+    stop = threading.Event()
+
+    def noted(number: int, frame: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    if threading.current_thread() is not threading.main_thread():  # signals can be caught in that one alone
+        yield stop
+        return
+    before = {number: signal.signal(number, noted) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

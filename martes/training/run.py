@@ -1,0 +1,107 @@
+"""The folder of a run: where each of its files lies, what it was made with, and that one process at a time writes it."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import martes
+from martes.errors import CheckpointError
+from martes.training import checkpoint
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nobody watches over a run folder
+    fcntl = None
+
+
+class RunFolder:
+    """The names of a run's files. Making one writes nothing."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.versions = self.path / "versions.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.table = self.path / "metrics.csv"
+        self.tensorboard = self.path / "tensorboard"
+        self.checkpoints = self.path / "checkpoints"
+        self.learning_curve = self.path / "learning_curve.png"
+        self.replay = self.path / "replay.gif"
+
+    def newest_checkpoint(self) -> Path | None:
+        """Where a resumed run goes on; None before the first save."""
+        return checkpoint.newest(self.checkpoints)
+
+    def record_versions(self) -> list[str]:
+        """Writes versions.json, once; returns what has changed since then: with it a resumed run can differ in rounding."""
+        now = versions()
+        if not self.versions.exists():
+            draft = self.versions.with_suffix(".new")
+            draft.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+            draft.replace(self.versions)
+        begun = json.loads(self.versions.read_text(encoding="utf-8"))
+        return [f"{name} {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
+
+    @contextmanager
+    def claimed(self, patience: float = 0) -> Iterator[None]:
+        """The folder, made if need be, is this process's alone, until it ends in whatever way.
+
+        Raises CheckpointError where another process holds it for more than `patience` seconds, or it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror}; name another one") from error
+        with lock:
+            self._wait_for(lock.fileno(), time.monotonic() + patience)
+            yield
+
+    def _wait_for(self, lock: int, deadline: float) -> None:
+        while fcntl is not None:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                if time.monotonic() >= deadline:
+                    raise CheckpointError(
+                        f"another process is training in {self.path}: wait for it, end it, or name another run folder"
+                    ) from None
+                time.sleep(0.2)
+
+
+def versions() -> dict[str, object]:
+    """What this process computes with: packages, machine, threads, and the git revisions of the project and of martes."""
+    return {
+        "martes": martes.__version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "git": {"project": revision(Path.cwd()), "martes": revision(Path(__file__).parent)},
+    }
+
+
+def revision(folder: Path) -> dict[str, object] | None:
+    """The commit that a folder's repository stands at and whether files differ from it; None outside of repositories."""
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"revision": commit, "dirty": _git(folder, "status", "--porcelain", "--untracked-files=no") != ""}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(("git", *words), cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,119 @@
+"""The moving parts of a run in progress, and the state that lets it go on as if it had never stopped."""
+
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from martes.data import VectorEnv
+from martes.envs.catalogue import make_env
+from martes.errors import CheckpointError
+from martes.training import checkpoint
+from martes.training.collect import Collector
+from martes.training.evaluate import Scores, evaluate
+from martes.training.log import Log
+from martes.training.run import RunFolder
+from martes.training.seeding import generator_of, seed_of
+from martes.training.settings import Plan
+
+
+class Session:
+    """Environment, learner, collector and log of one run, and how many environment steps it has made.
+
+    Entered, it stands where the checkpoint `begin` left off (none given: the newest of the folder), or at the first step.
+    Raises CheckpointError where that checkpoint is damaged, or comes from another experiment.
+    """
+
+    def __init__(self, plan: Plan, folder: RunFolder, log: Log, begin: Path | None = None) -> None:
+        self.plan = plan
+        self.begin = begin or folder.newest_checkpoint()
+        self.folder = folder
+        self.log = log
+        self.steps = 0
+        self.scores: Scores | None = None
+        """What the last evaluation gave."""
+        self._scored_at = self._saved_at = -1
+        self._test_env: VectorEnv | None = None
+        seed, device = plan.training.seed, plan.training.device
+        self.env = self._made(plan.env.copies)
+        self.learner = plan.algorithm.learner(self.env.team, generator_of(seed, "learning", device=device))
+        self.collector = Collector(self.env, self.learner, generator_of(seed, "acting", device=device))
+
+    def _made(self, copies: int) -> VectorEnv:
+        task = self.plan.env
+        return make_env(task.name, copies, self.plan.training.device, options=task.options, factory=task.factory)
+
+    def __enter__(self) -> Self:
+        if self.begin is None:
+            self.collector.start(seed_of(self.plan.training.seed, "environment"))
+        else:
+            self._resume(self.begin)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for env in (self.env, self._test_env):
+            if env is not None:
+                env.close()
+
+    @property
+    def is_finished(self) -> bool:
+        """Has it made all its steps?"""
+        return self.steps >= self.plan.training.steps
+
+    def evaluate(self) -> None:
+        """Scores the policy as it is now, once; training's environments and random states are left alone."""
+        if self._scored_at == self.steps:
+            return
+        wanted, seed = self.plan.evaluation, self.plan.training.seed
+        with self.log.phase("evaluate"):
+            if self._test_env is None:
+                self._test_env = self._made(min(self.plan.env.copies, wanted.episodes))
+            seed = seed_of(seed, "evaluation", self.steps)
+            self.scores = evaluate(self.learner.policy, self._test_env, wanted.episodes, seed, wanted.greedy)
+        self._scored_at = self.steps
+        self.log.evaluation(self.steps, self.scores)
+
+    def save(self) -> None:
+        """Writes a checkpoint of this step, once."""
+        if self._saved_at == self.steps:
+            return
+        with self.log.phase("save"):
+            checkpoint.save(self.folder.checkpoints, self.state_dict(), self.steps, self.plan.training.keep)
+        self._saved_at = self.steps
+
+    def state_dict(self) -> dict[str, object]:
+        """All that the rest of the run depends on."""
+        return {
+            "steps": self.steps,
+            "scored_at": self._scored_at,
+            "scores": asdict(self.scores) if self.scores is not None else None,
+            "learner": self.learner.state_dict(),
+            "experience": self.learner.experience.state_dict(),
+            "collector": self.collector.state_dict(),
+            "log": self.log.state_dict(),
+        }
+
+    def _resume(self, path: Path) -> None:
+        state: Any = checkpoint.load(path)
+        try:
+            self.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{path} was saved by another experiment than the one that is to go on ({reason:.200}): "
+                f"resume with the settings in {self.folder.config}, or name another run folder"
+            ) from error
+        self._saved_at = self.steps
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores `state_dict`."""
+        self.steps, self._scored_at = state["steps"], state["scored_at"]
+        self.scores = Scores(**state["scores"]) if state["scores"] is not None else None
+        self.learner.load_state_dict(state["learner"])
+        self.learner.experience.load_state_dict(state["experience"])
+        self.collector.load_state_dict(state["collector"], seed_of(self.plan.training.seed, "resume", self.steps))
+        self.log.load_state_dict(state["log"])

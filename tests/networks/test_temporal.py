@@ -1,0 +1,225 @@
+"""The law of two faces, for every module; the chain; the acting loop."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from martes.data import Discrete, Field, Schema, TeamSpec, Vector, Workspace
+from martes.data.trees import leaves
+from martes.envs.batched.engine import BatchedEnv
+from martes.errors import DataError
+from martes.networks import Chain, Critic, Network, Policy, TemporalModule, act, replay
+from tests.worlds import WORLDS, World
+
+NETWORKS = {
+    "mlp": Network(hidden=(16, 16), layer_norm=True, agent_id=True),
+    "gru": Network(hidden=(16,), memory="gru", memory_size=12, activation="tanh"),
+}
+
+
+def recorded(world: World, network: Network, sharing: str = "group", time: int = 12, envs: int = 4) -> tuple[Chain, Workspace]:
+    """A policy and critics of both views, and a window in which they acted."""
+    generator = torch.Generator().manual_seed(7)
+    env = BatchedEnv(world, envs)
+    actor = Policy(env.team, network, sharing, generator)
+    with torch.no_grad():
+        actor.head.weight.mul_(100)  # a policy that is far from uniform
+    critic = Critic(env.team, network, "central" if world.has_state else "local", sharing, generator)
+    policy = Chain(actor, critic)
+    schema = Schema.from_team(env.team).extended(**actor.fields(), **critic.fields(), entropy=Field(writer="the policy"))
+    workspace = Workspace(schema, time=time, envs=envs)
+    first = env.reset(3)
+    workspace.write(0, {**first.seen, "start": first.start})
+    workspace.memory = policy.initial_memory(envs)
+    policy.writes = (*policy.writes, "entropy")
+    chain = Chain(env, policy)
+    act(chain, workspace, 0, time, generator=generator)
+    assert workspace["start"][1:].any() or time < 3, "a window without resets tests nothing"
+    return chain, workspace
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+@pytest.mark.parametrize("sharing", ["shared", "group", "agent"])
+def test_sequence_is_the_loop_of_step_and_of_what_acted(world: World, network: Network, sharing: str) -> None:
+    chain, workspace = recorded(world, network, sharing)
+    choice = chain.members[0].members[0].choice
+    whole = replay(chain, workspace, given=(choice,))
+    loop = replay(chain, workspace, given=(choice,), stepwise=True)
+    mask = workspace.mask
+    for name in ("log_prob", "entropy", "value"):
+        assert torch.allclose(whole[name][mask], loop[name][mask], atol=1e-5), name
+        assert torch.allclose(whole[name][mask], workspace[name][mask], atol=1e-5), name
+
+
+@pytest.mark.parametrize("world", [WORLDS["dying"], WORLDS["continuous"]], ids=["dying", "continuous"])
+def test_memory_after_the_window_agrees_too(world: World) -> None:
+    chain, workspace = recorded(world, NETWORKS["gru"])
+    names = chain.reads
+    inputs = {name: workspace[name][: workspace.time] for name in names}
+    choice = chain.members[0].members[0].choice
+    inputs[choice] = workspace[choice]
+    _, after = chain.sequence(inputs, workspace.memory, workspace["start"][: workspace.time])
+    _, looped = TemporalModule.sequence(chain, inputs, workspace.memory, workspace["start"][: workspace.time])
+    pairs = list(zip(leaves(after), leaves(looped), strict=True))
+    assert len(pairs) == 2
+    for (path, one), (_, other) in pairs:
+        assert one.abs().sum() > 0
+        assert torch.allclose(one, other, atol=1e-6), path
+
+
+def test_two_halves_are_the_whole() -> None:
+    chain, workspace = recorded(WORLDS["discrete"], NETWORKS["gru"])
+    inputs = {name: workspace[name][: workspace.time] for name in (*chain.reads, "action")}
+    start = workspace["start"][: workspace.time]
+    whole, _ = chain.sequence(inputs, workspace.memory, start)
+    first, memory = chain.sequence({k: v[:5] for k, v in inputs.items()}, workspace.memory, start[:5])
+    # Between windows the collector does what `act` does: memory is cleared where the next step opens an episode.
+    second, _ = chain.sequence({k: v[5:] for k, v in inputs.items()}, memory, start[5:])
+    for name, value in whole.items():
+        assert torch.allclose(value, torch.cat([first[name], second[name]]), atol=1e-6), name
+
+
+def test_memory_matters_and_stays_inside_its_episode() -> None:
+    chain, workspace = recorded(World(ends=0.0, limit=6), NETWORKS["gru"])
+    before = replay(chain, workspace, given=("action",))["value"]
+    workspace["obs"][0] += 1.0
+    after = replay(chain, workspace, given=("action",))["value"]
+    assert not torch.allclose(before[5], after[5]), "the end of the first episode must know its beginning"
+    assert torch.equal(before[6:], after[6:]), "the second episode must know nothing of the first"
+
+
+def test_newcomer_has_fresh_memory() -> None:
+    generator = torch.Generator().manual_seed(0)
+    team = World(agents=2).team
+    policy = Policy(team, NETWORKS["gru"], "shared", generator)
+    with torch.no_grad():
+        policy.head.weight.mul_(100)
+    obs, mask = torch.randn(3, 1, 2, 6), torch.tensor([[[True, True]], [[True, False]], [[True, True]]])
+    inputs = {"obs": obs, "agent_mask": mask}
+    start = torch.zeros(3, 1, dtype=torch.bool)
+    out, _ = policy.sequence(inputs, policy.initial_memory(1), start)
+    alone, _ = policy.step({"obs": obs[2], "agent_mask": mask[2]}, policy.initial_memory(1))
+    assert torch.allclose(out["entropy"][2, 0, 1], alone["entropy"][0, 1], atol=1e-7)
+    assert not torch.allclose(out["entropy"][2, 0, 0], alone["entropy"][0, 0], atol=1e-7)
+
+
+@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
+def test_only_legal_actions_are_drawn(world: World) -> None:
+    _, workspace = recorded(world, NETWORKS["mlp"], time=30)
+    team, action = world.team, workspace["action"]
+    if world.kind == "continuous":
+        low, high = team.bounds
+        assert ((action >= low) & (action <= high)).all()
+        return
+    sizes = torch.tensor([[*sizes, *[1] * (3 - len(sizes))] for sizes in team.action_sizes]) if world.kind == "multi" else None
+    if sizes is not None:
+        assert (action < sizes).all() and (action >= 0).all()
+    else:
+        legal = team.legal_actions.expand(*action.shape, -1)
+        if world.has_masks:
+            legal = legal & workspace["action_mask"][:-1]
+        assert legal.gather(-1, action[..., None]).all()
+    assert torch.isfinite(workspace["log_prob"]).all()
+
+
+def test_greedy_is_a_function_and_draws_repeat() -> None:
+    env = BatchedEnv(World(), 4)
+    policy = Policy(env.team, NETWORKS["mlp"], "shared", torch.Generator().manual_seed(0))
+
+    def actions(generator: torch.Generator | None) -> Tensor:
+        workspace = Workspace(Schema.from_team(env.team).extended(**policy.fields()), time=5, envs=4)
+        first = env.reset(1)
+        workspace.write(0, {**first.seen, "start": first.start})
+        act(Chain(env, policy), workspace, 0, 5, generator=generator)
+        return workspace["action"].clone()
+
+    assert torch.equal(actions(None), actions(None))
+    assert torch.equal(actions(torch.Generator().manual_seed(1)), actions(torch.Generator().manual_seed(1)))
+    assert not torch.equal(actions(torch.Generator().manual_seed(1)), actions(torch.Generator().manual_seed(2)))
+
+
+def test_hooks_fire_once_a_step_and_once_a_replay() -> None:
+    chain, workspace = recorded(WORLDS["discrete"], NETWORKS["mlp"], time=6)
+    calls: list[str] = []
+    chain.members[0].members[1].register_forward_hook(lambda *_: calls.append("critic"))
+    act(chain, workspace, 0, 6)
+    assert len(calls) == 6
+    replay(chain, workspace, given=("action",))
+    assert len(calls) == 7
+
+
+COMPILED = """
+import torch
+from martes.networks import Network, Policy
+from tests.worlds import World
+world = World(has_masks=True)
+policy = Policy(world.team, Network(memory="gru"), "group", torch.Generator().manual_seed(0))
+inputs = {
+    "obs": torch.randn(2, 3, 6),
+    "agent_mask": torch.ones(2, 3, dtype=torch.bool),
+    "action_mask": torch.ones(2, 3, 5, dtype=torch.bool),
+    "noise": torch.randn(2, 3, 5),
+}
+memory = policy.initial_memory(2)
+compiled = torch.compile(policy.step, fullgraph=True, backend="eager")
+assert torch.equal(compiled(inputs, memory)[0]["action"], policy.step(inputs, memory)[0]["action"])
+"""
+
+
+def test_step_compiles_as_one_graph() -> None:
+    # In a process of its own: here every call is checked at run time, which a graph cannot hold.
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+
+
+def test_modules_are_reentrant_from_threads() -> None:
+    chain, workspace = recorded(WORLDS["discrete"], NETWORKS["gru"])
+    alone = replay(chain, workspace, given=("action",))["value"]
+    results: list[Tensor] = []
+    threads = [
+        threading.Thread(target=lambda: results.append(replay(chain, workspace, given=("action",))["value"])) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 4 and all(torch.equal(alone, each) for each in results)
+
+
+class Writer(TemporalModule):
+    def __init__(self, reads: tuple[str, ...], writes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.reads, self.writes = reads, writes
+
+    def step(self, inputs, memory):
+        return {name: inputs["obs"].sum(-1) for name in self.writes}, memory
+
+
+def test_chain_refuses_what_cannot_run() -> None:
+    with pytest.raises(DataError, match="two writers of 'q'"):
+        Chain(Writer((), ("q",)), Writer((), ("q",)))
+    with pytest.raises(DataError, match="reads 'q', which Writer writes after"):
+        Chain(Writer(("q",), ()), Writer((), ("q",)))
+    env = BatchedEnv(World(), 2)
+    with pytest.raises(DataError, match="one environment"):
+        Chain(env, env)
+    policy = Policy(env.team, NETWORKS["mlp"], "shared", torch.Generator())
+    workspace = Workspace(Schema.from_team(env.team), time=2, envs=2)
+    with pytest.raises(DataError, match="Policy need.* 'log_prob'"):
+        act(Chain(env, policy), workspace, 0, 2)
+    with pytest.raises(DataError, match="needs an environment"):
+        act(Chain(policy), workspace, 0, 2)
+    with pytest.raises(DataError, match="no member of this chain writes a value"):
+        Chain(policy).value({}, ())
+
+
+def test_part_for_action_leaves_the_critic_out() -> None:
+    generator = torch.Generator()
+    team = TeamSpec.of_agents({"a_0": Vector(3)}, {"a_0": Discrete(2)})
+    policy, critic = Policy(team, Network(), "shared", generator), Critic(team, Network(), "local", "shared", generator)
+    part = Chain(policy, critic).part_for("action")
+    assert list(part.members) == [policy]

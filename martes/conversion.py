@@ -1,22 +1,19 @@
-"""Frozen dataclasses from plain trees (what YAML holds, what a person types) and back; every misfit is told by its path."""
+"""Dataclasses from plain trees (what YAML holds, what a person types) and back; every misfit is told by its path."""
 
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from martes.errors import ConfigError, nearest
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
 Tree = Mapping[str, object]
 """Field name -> value, or a tree for a field that is a dataclass itself."""
 
-D = TypeVar("D", bound="DataclassInstance")
+Config = TypeVar("Config")
 
 
 class Typed(str):
@@ -24,12 +21,17 @@ class Typed(str):
 
 
 def plain(value: object) -> object:
-    """The value in terms of YAML: dataclasses and mappings as dicts in the order of their fields, tuples as lists."""
-    if is_dataclass(value):
-        return {each.name: plain(getattr(value, each.name)) for each in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: plain(each) for name, each in value.items()}
+    """The value in terms of YAML: dataclasses and mappings as dicts, tuples as lists."""
+    if is_dataclass(value) or isinstance(value, Mapping):
+        return branches(value)
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def branches(node: object) -> dict[str, object]:
+    """The plain values of a dataclass in the order of its fields, or of a mapping."""
+    names = fields(node) if is_dataclass(node) else ()
+    pairs = node.items() if isinstance(node, Mapping) else ((each.name, getattr(node, each.name)) for each in names)
+    return {str(name): plain(value) for name, value in pairs}
 
 
 def nested(values: Iterable[tuple[str, object]]) -> dict[str, object]:
@@ -49,11 +51,12 @@ def nested(values: Iterable[tuple[str, object]]) -> dict[str, object]:
     return tree
 
 
-def changed(current: D, tree: Tree, path: str) -> D:
+def changed(current: Config, tree: Tree, path: str) -> Config:
     """The dataclass with the fields that the tree names changed, at any depth.
 
-    Raises ConfigError for a name that is no field, a value of the wrong type, and whatever the dataclass itself refuses.
+    Raises ConfigError for a name that is no field, a value of the wrong type, and what the dataclass itself refuses.
     """
+    assert is_dataclass(current) and not isinstance(current, type)
     refuse_unknown(path, tree, (each.name for each in fields(current)))
     hints = get_type_hints(type(current))
     new = {
@@ -116,9 +119,9 @@ def _described_list(members: tuple[object, ...]) -> str:
 
 def _member(members: tuple[object, ...], value: object, path: str, current: object) -> object:
     """The value as the first of a union's members that takes it."""
-    if value is None or (isinstance(value, Typed) and value.lower() in ("none", "null")):
-        if type(None) in members:
-            return None
+    is_none = value is None or (isinstance(value, Typed) and value.lower() in ("none", "null"))
+    if is_none and type(None) in members:
+        return None
     kinds = [each for each in members if each is not type(None)]
     if len(kinds) == 1 and is_dataclass(kinds[0]) and isinstance(value, Mapping):
         return converted(kinds[0], value, path, current)  # its own errors say more
@@ -145,8 +148,8 @@ def _tuple(members: tuple[object, ...], value: object, path: str) -> tuple[objec
     many = members[-1] is Ellipsis
     if not isinstance(listed, list | tuple) or not (many or len(listed) == len(members)):
         raise ConfigError(f"{path} is {_shown(value)}: it must be {_described_list(members)}")
-    kinds = members[:1] * len(listed) if many else members
-    return tuple(converted(kind, each, f"{path}[{i}]") for i, (kind, each) in enumerate(zip(kinds, listed, strict=True)))
+    pairs = zip(members[:1] * len(listed) if many else members, listed, strict=True)
+    return tuple(converted(kind, each, f"{path}[{i}]") for i, (kind, each) in enumerate(pairs))
 
 
 def _listed(text: str) -> object:
@@ -190,9 +193,10 @@ def _text(value: object) -> list[str]:
 
 
 def _mapping(value: object) -> list[dict[str, object]]:
-    value = _understood(value)
-    is_tree = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
-    return [dict(value)] if is_tree else []
+    tree = _understood(value)
+    if not isinstance(tree, Mapping):
+        return []
+    return [{str(name): each for name, each in tree.items()}]
 
 
 def _anything(value: object) -> list[object]:
@@ -210,14 +214,14 @@ def _understood(value: object) -> object:
     return next(iter(_real(read)), read) if isinstance(read, str) else read
 
 
-_READ: Mapping[object, Callable[[object], list[object]]] = {
+_READ: Mapping[object, Callable[[object], Sequence[object]]] = {
     bool: _truth,
     int: _whole,
     float: _real,
     str: _text,
     Mapping: _mapping,
     dict: _mapping,
-}  # pyright: ignore[reportAssignmentType]
+}
 _WORDS: Mapping[object, str] = {
     bool: "true or false",
     int: "a whole number",

@@ -1,7 +1,7 @@
 """Everything that decides a run, as one value: from and to YAML, and with single values changed by their path."""
 
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
@@ -10,7 +10,7 @@ import yaml
 
 from martes.algorithms.learner import Algorithm
 from martes.algorithms.registry import algorithm_name, algorithm_named
-from martes.conversion import Tree, changed, converted, nested, plain, refuse_unknown
+from martes.conversion import Tree, branches, changed, converted, nested, refuse_unknown
 from martes.envs.catalogue import game_options
 from martes.errors import ConfigError, nearest
 from martes.training.settings import Environment, Evaluation, Logging, Training
@@ -58,7 +58,7 @@ class Experiment:
         except RuntimeError as error:
             raise ConfigError(f"training.device is {self.training.device!r}: give cpu, cuda, cuda:1, ...") from error
 
-    def changed(self, values: Mapping[str, object] | Iterable[tuple[str, object]]) -> Self:
+    def changed(self, values: Mapping[str, object] | list[tuple[str, object]]) -> Self:
         """This experiment with values changed by their dotted path: {"algorithm.lr": 1e-3, "env.agents": 5}.
 
         `env.<option>` is an option of the task; `env.name` takes another task and forgets the options of the old one;
@@ -86,8 +86,8 @@ class Experiment:
 
     def to_yaml(self) -> str:
         """The complete experiment as YAML: every value of every field, in the fields' order."""
-        tree = {each.name: plain(getattr(self, each.name)) for each in fields(self)}
-        tree["algorithm"] = {"name": algorithm_name(self.algorithm), **tree["algorithm"]}
+        tree = {each.name: branches(getattr(self, each.name)) for each in fields(self)}
+        tree["algorithm"] = {"name": algorithm_name(self.algorithm)} | tree["algorithm"]
         return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120)
 
     @classmethod

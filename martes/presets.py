@@ -10,20 +10,72 @@ if TYPE_CHECKING:
 
 DEFAULT = "mappo/mpe-spread"
 
-# Algorithm -> what differs from its own untuned values, and what it is said to be in `martes list`.
-_ON_POLICY: dict[str, object] = {"env.copies": 128, "algorithm.rollout": 25}
+_ROLLOUTS: dict[str, object] = {"env.copies": 128, "algorithm.rollout": 25}
 _GRU: dict[str, object] = {"algorithm.network.memory": "gru"}
+
+# Algorithm (`-gru`: with memory) -> what its experiments set beyond its own defaults, whatever the task.
 ALGORITHMS: dict[str, dict[str, object]] = {
-    "ippo": {"algorithm.name": "ippo", **_ON_POLICY},
-    "mappo": {"algorithm.name": "mappo", **_ON_POLICY},
-    "ippo-gru": {"algorithm.name": "ippo", **_ON_POLICY, **_GRU},
-    "mappo-gru": {"algorithm.name": "mappo", **_ON_POLICY, **_GRU},
-    "ia2c": {"algorithm.name": "ia2c", **_ON_POLICY, "algorithm.rollout": 5},
-    "maa2c": {"algorithm.name": "maa2c", **_ON_POLICY, "algorithm.rollout": 5},
+    "ippo": _ROLLOUTS,
+    "mappo": _ROLLOUTS,
+    "ippo-gru": _ROLLOUTS | _GRU,
+    "mappo-gru": _ROLLOUTS | _GRU,
+    "ia2c": _ROLLOUTS,
+    "maa2c": _ROLLOUTS,
 }
 
-# Task -> environment steps. Every budget of the library stands here.
+# Task -> environment steps: every budget stands here.
 TASKS: dict[str, int] = {
     "mpe-spread": 2_000_000,
+    "mpe-spread-continuous": 2_000_000,
     "mpe-speaker-listener": 2_000_000,
+    "mpe-speaker-listener-continuous": 2_000_000,
+    "lbf-8x8-2p-2f-coop": 4_000_000,
+    "lbf-2s-8x8-2p-2f-coop": 4_000_000,
+    "lbf-10x10-3p-3f": 6_000_000,
+    "lbf-15x15-3p-5f": 10_000_000,
+    "lbf-15x15-4p-5f": 10_000_000,
+    "climbing": 100_000,
+    "penalty": 100_000,
+    "two-step": 100_000,
+    "memory-cue": 500_000,
+    "coordsum-3x10": 500_000,
+    "probe-constant": 20_000,
+    "probe-delayed": 20_000,
+    "probe-death": 20_000,
+    "probe-observed": 20_000,
+    "probe-time-limit": 50_000,
+    "probe-unequal": 50_000,
+    "probe-continuous": 50_000,
+    "probe-multi-discrete": 50_000,
 }
+
+
+class Presets(Mapping[str, "Experiment"]):
+    """Preset name -> experiment, made when it is asked for: to list the names imports nothing."""
+
+    def __getitem__(self, name: str) -> "Experiment":
+        """The experiment of this name. Raises ConfigError, naming the nearest, where there is none."""
+        algorithm, _, task = name.partition("/")
+        if name not in self:
+            part, known = (task, TASKS) if algorithm in ALGORITHMS else (algorithm, ALGORITHMS)
+            raise ConfigError(f"no preset {name!r} of <algorithm>/<task>: {part!r} is unknown{nearest(part, known)}")
+        from martes.algorithms.registry import algorithm_named
+        from martes.experiment import Experiment
+        from martes.training.settings import Environment
+
+        steps = TASKS[task]
+        schedule = {"training.steps": steps, "training.save_every": steps // 4, "logging.every": steps // 100}
+        values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20}
+        return Experiment(Environment(task), algorithm_named(algorithm.removesuffix("-gru"))).changed(values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in tuple(self)
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"{algorithm}/{task}" for algorithm in ALGORITHMS for task in TASKS)
+
+    def __len__(self) -> int:
+        return len(ALGORITHMS) * len(TASKS)
+
+
+PRESETS = Presets()

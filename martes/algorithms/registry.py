@@ -1,4 +1,4 @@
-"""Algorithms by name: the library's own, and those of installed packages. Nothing is imported before it is asked for."""
+"""Algorithms by name: the library's own and those of installed packages. Nothing is imported before it is asked for."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -33,7 +33,7 @@ BUILT_IN: dict[str, Entry] = {
     "ppo": Entry(_PPO, "clipped policy gradients for teams; `critic` says what the critic sees"),
     "ippo": Entry(_PPO, "PPO, each critic sees what its agent sees", {"critic": "local"}),
     "mappo": Entry(_PPO, "PPO, one critic sees the whole team", {"critic": "central"}),
-    "a2c": Entry(_PPO, "plain policy gradient with a critic: PPO of one epoch without clip", {"critic": "local"} | _PLAIN),
+    "a2c": Entry(_PPO, "policy gradient with a critic: PPO of one epoch, no clip", {"critic": "local"} | _PLAIN),
     "ia2c": Entry(_PPO, "A2C for teams, each critic sees what its agent sees", {"critic": "local"} | _PLAIN),
     "maa2c": Entry(_PPO, "A2C for teams, one critic sees the whole team", {"critic": "central"} | _PLAIN),
 }

@@ -1,7 +1,7 @@
-"""Trees of tensors: nested tuples, lists and dicts. A module's memory and a checkpoint are such trees."""
+"""Trees of tensors: nested tuples and dicts. A module's memory and a checkpoint are such trees."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 Memory = Tensor | tuple[Any, ...] | dict[str, Any]
 """What a temporal module carries from step to step: tensors `env ...`; () for a module without memory."""
 
-Outline: TypeAlias = "list[Outline] | dict[str, Outline] | None"
+Outline = list[Any] | dict[str, Any] | None
 """The form of a tree without its tensors, fit for JSON: a tensor is null, a tuple is a list."""
 
 

@@ -15,7 +15,8 @@ from martes.maths.statistics import Moments, empty_moments, merged_moments, norm
 from martes.networks.sharing import Slots
 from martes.networks.temporal import Inputs
 
-ACTIVATIONS = {"relu": torch.relu, "tanh": torch.tanh, "gelu": functional.gelu, "silu": functional.silu}
+ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_, "gelu": functional.gelu, "silu": functional.silu}
+"""In place where the gradient needs the result alone: large tensors cost their allocation as much as their arithmetic."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class StackedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "slot row fan_in"]) -> Float[Tensor, "slot row fan_out"]:
         """The image of every row under its slot's map."""
         if len(self.weight) == 1:
-            return functional.linear(x[0], self.weight[0], self.bias[0]).unsqueeze(0)
+            return functional.linear(x, self.weight.squeeze(0), self.bias.squeeze(0))
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
 
 

@@ -132,12 +132,8 @@ class Plain:
         if row["kind"] == "evaluation":
             parts.append(evaluation_in_words(row))
         else:
-            parts += [
-                f"left {self._pace.left}",
-                speed_in_words(row),
-                *means_in_words(row, "train/"),
-                *means_in_words(row, "learn/"),
-            ]
+            parts += [f"{self._pace.left} left", speed_in_words(row), *means_in_words(row, "train/")]
+            parts += means_in_words(row, "learn/")[:_FIRST_METRICS]
             parts.append(f"time: {', '.join(phases_in_words(row))}")
         self.message("  ".join(parts))
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from martes.data.trees import joined
 from martes.errors import CheckpointError
 
 class Packing:
@@ -38,9 +39,9 @@ class Packing:
             case np.ndarray() if node.dtype.kind in "biuf" and node.itemsize <= 8 and node.dtype.isnative:
                 return {"$array": self._named(torch.from_numpy(node.copy()), path)}
             case list():
-                return [self.packed(each, f"{path}/{i}") for i, each in enumerate(node)]
+                return [self.packed(each, joined(path, i)) for i, each in enumerate(node)]
             case tuple() if type(node) in (tuple, torch.Size):
-                return {"$tuple": [self.packed(each, f"{path}/{i}") for i, each in enumerate(node)]}
+                return {"$tuple": [self.packed(each, joined(path, i)) for i, each in enumerate(node)]}
             case Mapping():
                 return self._packed_mapping(node, path)
         raise CheckpointError(
@@ -49,7 +50,7 @@ class Packing:
         )
 
     def _packed_mapping(self, node: Mapping[object, object], path: str) -> object:
-        values = {key: self.packed(value, f"{path}/{key}") for key, value in node.items()}
+        values = {key: self.packed(value, joined(path, str(key))) for key, value in node.items()}
         if all(isinstance(key, str) and not key.startswith("$") for key in values):
             return {str(key): value for key, value in values.items()}
         return {"$dict": [[self.packed(key, path), value] for key, value in values.items()]}
@@ -60,7 +61,7 @@ class Packing:
         place = (tensor.data_ptr(), tensor.device, tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and place in self._known:
             return self._known[place]
-        name = path.lstrip("/") or "tensor"
+        name = path or "tensor"
         while name in self.tensors:  # keys such as 1 and "1", or "a/b" and a nested b
             name += "'"
         self.tensors[name] = tensor

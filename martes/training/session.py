@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -45,7 +45,7 @@ class Session:
         task = self.plan.env
         return make_env(task.name, copies, self.plan.training.device, options=task.options, factory=task.factory)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Session":
         if self.begin is None:
             self.collector.start(seed_of(self.plan.training.seed, "environment"))
         else:

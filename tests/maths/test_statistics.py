@@ -115,4 +115,4 @@ def test_the_same_generator_gives_the_same_interval() -> None:
 @pytest.mark.parametrize("level", [0.0, 1.0, 95.0, math.nan])
 def test_an_impossible_level_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match="level is"):
-        bootstrap_interval(torch.zeros(3), level)
+        bootstrap_interval(torch.zeros(3), level, torch.Generator())

@@ -21,12 +21,18 @@ ROOT = Path(__file__).parents[2]
 
 
 def log_in(folder, *, greedy=True, **logging):
-    return Log(folder, Logging(**{"every": 10, "progress": "none", "tensorboard": False, **logging}), 100, "test", greedy)
+    return Log(
+        folder, Logging(**{"every": 10, "progress": "none", "tensorboard": False, **logging}), 100, "test", greedy
+    )
 
 
 def told(steps, *, kl=0.0, returns=()):
     returns = torch.tensor(returns, dtype=torch.float64)
-    return steps, {"kl": torch.tensor(kl)}, {"return": returns, "length": torch.full_like(returns, 5)} if len(returns) else {}
+    return (
+        steps,
+        {"kl": torch.tensor(kl)},
+        {"return": returns, "length": torch.full_like(returns, 5)} if len(returns) else {},
+    )
 
 
 def played(*returns, **stats):
@@ -221,7 +227,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     if not Path("/dev/full").exists():
         pytest.skip("this system has no device that is always full")
     (tmp_path / "metrics.csv.new").symlink_to("/dev/full")
-    with pytest.raises(CheckpointError, match="No space left.*make room"), log_in(tmp_path) as log:
+    with pytest.raises(CheckpointError, match=r"No space left.*make room"), log_in(tmp_path) as log:
         log.update(*told(10))
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from martes.data import Fields, TeamSpec, TimeStep
+from martes.data import Discrete, Fields, TeamSpec, TimeStep
 from martes.errors import EnvError
 
 State = dict[str, Tensor]
@@ -61,6 +61,8 @@ class BatchedEnv:
         self.team = game.team
         self.num_envs = copies
         self.device = torch.device(device)
+        choices = () if self.team.action_kind is Discrete else self.team.legal_actions.shape[1:2]
+        self._action_shape = (copies, self.team.size, *choices)
         self._limit = self.team.episode_limit
         self._generator = torch.Generator(self.device)
         ones = torch.ones(copies, self.team.size, device=self.device)
@@ -91,6 +93,8 @@ class BatchedEnv:
         """The result of `action` [env agent ...] in every copy; copies that ended open their next episode."""
         if not self._state:
             raise EnvError("step() before reset(): call reset(seed) first")
+        if action.shape != self._action_shape:
+            raise EnvError(f"actions have the shape {list(action.shape)}, this task takes {list(self._action_shape)}")
         outcome = self.game.advance(self._state, action, self._generator)
         self._elapsed += 1
         over = torch.zeros_like(self._alive[:, 0]) if outcome.over is None else outcome.over
@@ -133,9 +137,11 @@ class BatchedEnv:
         }
 
     def load_state_dict(self, state: dict[str, object]) -> TimeStep:
-        """Restores `state_dict` and returns the step that the next action is chosen from."""
-        held = state["state"]
-        elapsed, generator = state["elapsed"], state["generator"]
+        """Restores `state_dict` and returns the step that the next action is chosen from.
+
+        Raises EnvError where it is no such state, or that of another game, of other options or of other copies.
+        """
+        held, elapsed, generator = (state.get(name) for name in ("state", "elapsed", "generator"))
         if not (isinstance(held, dict) and isinstance(elapsed, Tensor) and isinstance(generator, Tensor)):
             raise EnvError(
                 "this is not the state of a batched environment: `state`, `elapsed` or `generator` is missing"
@@ -144,7 +150,15 @@ class BatchedEnv:
             raise EnvError(
                 f"the saved environment has {len(elapsed)} copies, this one {self.num_envs}: make them equal"
             )
-        self._state = {str(name): tensor.to(self.device) for name, tensor in held.items()}  # pyright: ignore
+        saved: State = dict(held)  # pyright: ignore[reportUnknownArgumentType]
+        expected = _shapes(self.game.initial(self.num_envs, torch.Generator(self.device)))
+        if _shapes(saved) != expected:
+            raise EnvError(f"the saved state {_shapes(saved)} is of another game or other options: this has {expected}")
+        self._state = {name: tensor.to(self.device) for name, tensor in saved.items()}
         self._elapsed.copy_(elapsed)
         self._generator.set_state(generator.cpu())
         return self._first()
+
+
+def _shapes(state: State) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}

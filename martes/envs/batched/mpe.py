@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import embedding, pad
 
 from martes.data import Action, Continuous, Discrete, Fields, TeamSpec, Vector
-from martes.envs.batched.drawing import INK, MIST, PALETTE, Canvas, faded
+from martes.envs.batched.drawing import INK, MIST, PALETTE, PAPER, Canvas, faded
 from martes.envs.batched.engine import Outcome, State
 from martes.envs.batched.mpe_world import (
     contact_force,
@@ -94,7 +94,7 @@ class Spread:
 
         distance = length(relative_position(position, seen))  # agent seen env
         uncovered = distance[:, :n].amin(0).sum(0)  # env
-        collisions = (distance[:, n:] < 2 * RADIUS).sum(1)  # agent env
+        collisions = (distance[:, n:] < 2 * RADIUS).sum(1, dtype=distance.dtype)  # agent env
         reward = -self.local_ratio * collisions - (1 - self.local_ratio) * uncovered
         return Outcome(
             {"position": copies_first(position), "velocity": copies_first(velocity)}, reward.t().contiguous()
@@ -108,24 +108,21 @@ class Spread:
         silence = velocity.new_zeros(n, 2 * (n - 1), velocity.shape[-1])
         features = torch.cat((velocity, position[:n], relative, silence), 1)  # agent feature env
         joint = features.flatten(0, 1).t().contiguous()
-        return {"obs": joint.unflatten(1, (n, -1)), "state": joint}
+        return {"obs": joint.view(len(joint), n, -1), "state": joint}
 
     def frame(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
-        """Agents as discs with their way of the next steps, darkly ringed where they collide; landmarks as targets."""
-        position, velocity = state["position"][0], state["velocity"][0].tolist()
-        canvas = _view(position)
-        agents, landmarks = position.tolist()[: self.agents], position.tolist()[self.agents :]
-        for x, y in landmarks:
-            for radius, colour in ((0.1, MIST), (0.075, "#FFFFFF"), (0.045, INK)):
+        """Agents as numbered discs with a line for their velocity, ringed where they collide; landmarks as targets."""
+        agents = state["position"][0, : self.agents]
+        canvas = _view(state)
+        for x, y in _points(state["position"][0, self.agents :]):
+            for radius, colour in ((0.11, MIST), (0.08, PAPER), (0.045, INK)):
                 canvas.circle(x, y, radius, colour)
-        apart = torch.cdist(position[: self.agents], position[: self.agents])
-        collides = ((apart < 2 * RADIUS).sum(1) > 1).tolist()
-        for index, (x, y) in enumerate(agents):
-            colour = PALETTE[index % len(PALETTE)]
+        _draw_velocity(canvas, agents, state["velocity"][0])
+        collides = (torch.cdist(agents, agents) < 2 * RADIUS).sum(1) > 1  # each is near itself
+        for index, (x, y) in enumerate(_points(agents)):
             if collides[index]:
-                canvas.circle(x, y, RADIUS + 0.015, INK)
-            canvas.circle(x, y, RADIUS, faded(colour, 0.85), str(index))
-            _draw_way(canvas, (x, y), velocity[index], colour)
+                canvas.circle(x, y, RADIUS + 0.02, INK)
+            canvas.circle(x, y, RADIUS, faded(PALETTE[index % len(PALETTE)], 0.85), str(index))
         return canvas.array()
 
 
@@ -201,21 +198,24 @@ class SpeakerListener:
         return {"obs": torch.stack((pad(colour, (0, 8)), joint[:, 3:]), 1), "state": joint}
 
     def frame(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
-        """Landmarks as discs, the goal ringed; the listener with its way; above, how loudly each word is said."""
+        """Landmarks as discs, the goal with a halo; the listener; in a corner the speaker and each word's strength."""
         position, goal = state["position"][0], int(state["goal"])
-        colours = (PALETTE[1], PALETTE[2], PALETTE[0])
-        canvas = _view(position)
-        for index, (x, y) in enumerate(position[1:].tolist()):
+        canvas = _view(state)
+        for index, (x, y) in enumerate(_points(position[1:])):
             if index == goal:
-                canvas.circle(x, y, 0.13, faded(colours[index], 0.3))
-            canvas.circle(x, y, 0.07, colours[index])
-        x, y = position[0].tolist()
-        canvas.circle(x, y, 0.1, INK, "L")
-        _draw_way(canvas, (x, y), state["velocity"][0, 0].tolist(), INK)
+                canvas.circle(x, y, 0.16, faded(_SHADES[index], 0.3))
+            canvas.circle(x, y, 0.08, _SHADES[index])
+        _draw_velocity(canvas, position[:1], state["velocity"][0])
+        for x, y in _points(position[:1]):
+            canvas.circle(x, y, 0.1, INK, "L")
+        canvas.square(-1.1, 1.1, 0.2, _SHADES[goal], "S")
+        for index, loudness in enumerate(state["message"][0]):
+            canvas.circle(-0.87 + 0.2 * index, 1.1, 0.085, MIST)
+            canvas.circle(-0.87 + 0.2 * index, 1.1, 0.085, faded(INK, float(loudness)), "ABC"[index])
         return canvas.array()
 
 
-Position = tuple[float, float]
+_SHADES = (PALETTE[1], PALETTE[2], PALETTE[0])
 
 
 def _check_limit(game: Spread | SpeakerListener) -> None:
@@ -228,13 +228,20 @@ def _choice(n: int, continuous: bool) -> Action:
     return Continuous((0.0,) * n, (1.0,) * n) if continuous else Discrete(n)
 
 
-def _view(position: Tensor) -> Canvas:
-    """A canvas of the usual square, or of a larger one where someone has left that."""
-    edge = max(1.25, float(position.abs().max()) + 0.2)
-    return Canvas((-edge, -edge, edge, edge))
+def _points(positions: Tensor) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in positions]
 
 
-def _draw_way(canvas: Canvas, start: Position, velocity: Position, colour: str) -> None:
-    """Draws where the velocity carries within the next half unit of time."""
-    (x, y), (across, up) = start, velocity
-    canvas.line(x, y, x + 0.5 * across, y + 0.5 * up, colour, 3)
+def _view(state: State) -> Canvas:
+    """A canvas around the square in which all start; larger once somebody is far out."""
+    edge = max(1.25, float(state["position"].abs().max()) + 0.2)
+    canvas = Canvas((-edge, -edge, edge, edge))
+    for side in (-1, 1):
+        canvas.line(side, -1, side, 1, MIST)
+        canvas.line(-1, side, 1, side, MIST)
+    return canvas
+
+
+def _draw_velocity(canvas: Canvas, agents: Tensor, velocity: Tensor) -> None:
+    for (x0, y0), (x1, y1) in zip(_points(agents), _points(agents + velocity / 2), strict=True):
+        canvas.line(x0, y0, x1, y1, INK, 3)

@@ -3,7 +3,7 @@
 Entities are numbered agents first, then landmarks. In here the copies are the last axis, `entity 2 env`, so that each
 kernel runs along them; `copies_last` and `copies_first` lead in and out.
 
-Source: Lowe, Wu, Tamar, Harb, Abbeel and Mordatch (2017), section 5; Mordatch and Abbeel (2018), section 3; as played
+Source: Lowe, Wu, Tamar, Harb, Abbeel and Mordatch (2017), section 5.1; Mordatch and Abbeel (2018); as played
 by https://github.com/Farama-Foundation/MPE2.
 """
 
@@ -62,7 +62,7 @@ def relative_position(
     position: Float[Tensor, "entity 2 env"], seen: Int[Tensor, "agent seen"]
 ) -> Float[Tensor, "agent seen 2 env"]:
     """Where the entities `seen` by each agent stand, measured from that agent."""
-    return position.index_select(0, seen.flatten()).unflatten(0, seen.shape) - position[: len(seen), None]
+    return position.index_select(0, seen.flatten()).view(*seen.shape, *position.shape[1:]) - position[: len(seen), None]
 
 
 def length(vector: Float[Tensor, "*batch 2 env"]) -> Float[Tensor, "*batch env"]:

@@ -1,0 +1,244 @@
+"""The Python face: train an experiment, load a run, score it, watch it, read its numbers."""
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import strftime
+
+import torch
+
+from martes.algorithms.registry import algorithm_name
+from martes.data import VectorEnv
+from martes.envs.catalogue import make_env
+from martes.errors import CheckpointError, ConfigError, nearest
+from martes.experiment import Experiment
+from martes.networks import TemporalModule
+from martes.presets import DEFAULT, PRESETS
+from martes.report import learning_curve, random_play, read_runs, records, replay_frames, save_replay
+from martes.report.replay import Picture
+from martes.training import checkpoint, loop
+from martes.training.evaluate import Scores
+from martes.training.evaluate import evaluate as scores_of
+from martes.training.loaded import LoadedPolicy
+from martes.training.log import Log
+from martes.training.rows import Row, read_rows
+from martes.training.run import RunFolder
+from martes.training.seeding import seed_of
+
+__all__ = ["LoadedPolicy", "Run", "evaluate", "load", "read_runs", "train"]
+
+Place = str | os.PathLike[str]
+_SHORT = {"steps": "training.steps", "seed": "training.seed"}
+_MAY_CHANGE = re.compile(r"training\.(?!seed)|evaluation\.|logging\.")
+"""What a resumed run may be told anew: nothing that decides what is learned from one step to the next."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    folder: RunFolder
+    experiment: Experiment
+    result: loop.Result | None = None
+    """How training ended; None for a run that was only opened."""
+
+    def policy(self, device: str = "cpu") -> LoadedPolicy:
+        """The policy of the newest checkpoint."""
+        return load(self.folder.path, device)
+
+    def metrics(self) -> list[Row]:
+        """The rows of metrics.jsonl; `read_runs` makes a data frame of those of many runs."""
+        return read_rows(self.folder.metrics)
+
+
+def train(
+    preset: str | Experiment = DEFAULT, *, run_dir: Place | None = None, resume: Place | None = None, **values: object
+) -> Run:
+    """The run of a preset, or of your own experiment, trained to its end or as far as Ctrl-C let it come.
+
+    `values` change the experiment: steps=, seed=, or any path, as in **{"algorithm.lr": 1e-3}. It writes to a new
+    folder below runs/, or to `run_dir`. `resume` goes on with that run, whatever the preset, where its newest
+    checkpoint stands; then only `training.` (but not the seed), `evaluation.` and `logging.` may change. Raises
+    ConfigError for what is unknown or cannot be, and where the folder holds a run; CheckpointError where it cannot be
+    written or read.
+    """
+    changes = {_SHORT.get(name, name): value for name, value in values.items()}
+    if resume is not None:
+        folder = located(resume)[0]
+        return trained(continued(folder, changes), folder)
+    experiment = (preset if isinstance(preset, Experiment) else PRESETS[preset]).changed(changes)
+    return trained(experiment, new_folder(experiment, run_dir, preset if isinstance(preset, str) else ""))
+
+
+def continued(folder: RunFolder, changes: Mapping[str, object] | list[tuple[str, object]]) -> Experiment:
+    """The experiment of a run that is to go on, changed. Raises ConfigError for a change of what is learned."""
+    for path in dict(changes):
+        if not _MAY_CHANGE.match(path):
+            raise ConfigError(f"{path} decides what a run learns and cannot change on the way: start another run")
+    return experiment_of(folder).changed(changes)
+
+
+def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str = "") -> RunFolder:
+    """The folder `run_dir`, or a new one named by preset, seed and time. Raises ConfigError where it holds a run."""
+    if run_dir is not None:
+        folder = RunFolder(run_dir)
+        if folder.metrics.exists() or folder.newest_checkpoint() is not None:
+            raise ConfigError(f"{run_dir} holds a run: go on with it (--resume {run_dir}), or name another folder")
+        return folder
+    task = experiment.env.factory or experiment.env.name
+    name = re.sub(r"[^\w.]+", "-", preset or f"{algorithm_name(experiment.algorithm)}-{task}")
+    name = f"{name}-s{experiment.training.seed}-{strftime('%Y%m%d-%H%M%S')}"
+    for count in itertools.count(1):
+        path = Path("runs", name if count == 1 else f"{name}-{count}")
+        try:
+            path.mkdir(parents=True)
+            return RunFolder(path)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise CheckpointError(f"cannot make {path}: {error.strerror}; name a folder with --run-dir") from error
+    raise AssertionError("counting never ends")
+
+
+def trained(experiment: Experiment, folder: RunFolder) -> Run:
+    """The run of an experiment in its folder, config.yaml and figures included."""
+    _refuse_absent(experiment.training.device)
+    _write(folder.config, experiment.to_yaml())
+    task = experiment.env.factory or experiment.env.name
+    title = f"{algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
+    steps = experiment.training.steps
+    with Log(folder.path, experiment.logging, steps, title, experiment.evaluation.greedy) as log:
+        result = loop.train(experiment, folder, log)
+        if result.is_finished:
+            for draw in (draw_learning_curve, draw_replay):
+                try:
+                    draw(folder)
+                except Exception as error:  # whatever a task's own pictures do, the run is good
+                    log.message(f"{draw.__name__.removeprefix('draw_')} was not drawn: {error}")
+    return Run(folder, experiment, result)
+
+
+def _refuse_absent(device: str) -> None:
+    kind = torch.device(device).type
+    if kind != "cpu" and not getattr(torch, kind).is_available():
+        raise ConfigError(f"training.device is {device!r}, and there is none on this machine: take cpu")
+
+
+def _write(path: Path, text: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}. Make room, or name another folder") from error
+
+
+# ------------------------------------------------------------------------------------------------------- runs on disk
+def located(run: Place) -> tuple[RunFolder, Path | None]:
+    """The folder of a run and its newest checkpoint, `run` being that folder, or one of its checkpoints.
+
+    Raises CheckpointError where there is no run.
+    """
+    path = Path(run)
+    if path.parent.name == "checkpoints" and path.is_dir():
+        return RunFolder(path.parent.parent), path
+    folder = RunFolder(path)
+    if not folder.config.exists():
+        beside = [each.parent.name for each in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
+        raise CheckpointError(f"no run in {path}: there is no {folder.config.name}{nearest(path.name, beside)}")
+    return folder, folder.newest_checkpoint()
+
+
+def experiment_of(folder: RunFolder) -> Experiment:
+    """What config.yaml of a run says. Raises CheckpointError where it cannot be read, ConfigError where it is none."""
+    try:
+        return Experiment.from_yaml(folder.config.read_text(encoding="utf-8"), source=str(folder.config))
+    except (OSError, UnicodeError) as error:
+        raise CheckpointError(f"cannot read {folder.config}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A trained policy together with fresh copies of its task."""
+
+    experiment: Experiment
+    policy: TemporalModule
+    env: VectorEnv
+    steps: int
+    """Environment steps that it was trained for."""
+
+
+def restored(run: Place, copies: int = 1, device: str = "cpu") -> Restored:
+    """The policy of a run, or of one of its checkpoints. Raises CheckpointError where there is none, or another's."""
+    folder, path = located(run)
+    experiment = experiment_of(folder)
+    if path is None:
+        raise CheckpointError(f"{folder.path} has no checkpoint yet: let it train on (--resume {folder.path})")
+    state = checkpoint.load(path)
+    _refuse_absent(device)
+    env = made_env(experiment, copies, device)
+    policy = experiment.algorithm.learner(env.team, torch.Generator(device)).policy
+    try:
+        policy.load_state_dict(state["learner"]["policy"])  # pyright: ignore
+    except (KeyError, TypeError, RuntimeError) as error:
+        told = " ".join(str(error).split())
+        raise CheckpointError(f"{path} holds no policy of the experiment in {folder.config}: {told}") from error
+    return Restored(experiment, policy, env, checkpoint.step_of(path))
+
+
+def made_env(experiment: Experiment, copies: int, device: str = "cpu") -> VectorEnv:
+    """Copies of an experiment's task."""
+    env = experiment.env
+    return make_env(env.name, copies, device, factory=env.factory, options=env.options)
+
+
+def load(run: Place, device: str = "cpu", seed: int = 0) -> LoadedPolicy:
+    """The policy of a run, or of one of its checkpoints, to act with; `seed` decides what it draws when not greedy.
+
+    Raises CheckpointError where there is none, or where it is damaged or foreign.
+    """
+    found = restored(run)
+    found.env.close()
+    return LoadedPolicy(found.policy, found.env.team, seed).to(device)
+
+
+def evaluate(run: Place, episodes: int = 100, greedy: bool | None = None, seed: int = 0, device: str = "cpu") -> Scores:
+    """The scores of fresh test episodes of a run, greedy or not as in its own evaluations unless told."""
+    found = restored(run, copies=min(episodes, 64), device=device)
+    wanted = found.experiment.evaluation.greedy if greedy is None else greedy
+    try:
+        return scores_of(found.policy, found.env, episodes, seed_of(seed, "evaluate"), wanted)
+    finally:
+        found.env.close()
+
+
+# ------------------------------------------------------------------------------------------------------------ figures
+def draw_learning_curve(folder: RunFolder) -> Path:
+    """The path of a run's learning curve, random play beside it."""
+    experiment = experiment_of(folder)
+    env = made_env(experiment, copies=min(experiment.evaluation.episodes, 64))
+    try:
+        chance = random_play(env, experiment.evaluation.episodes)
+    finally:
+        env.close()
+    return learning_curve(records(folder.path), folder.learning_curve, chance)
+
+
+def draw_replay(folder: RunFolder) -> Path:
+    """The path of a GIF of the run's policy at play."""
+    return save_replay(frames_of(folder.path), folder.replay)
+
+
+def frames_of(run: Place, episodes: int = 3, greedy: bool | None = None, seed: int = 0) -> list[Picture]:
+    """Pictures of a run's policy at play."""
+    found = restored(run)
+    wanted = found.experiment.evaluation.greedy if greedy is None else greedy
+    try:
+        steps = episodes * (found.env.team.episode_limit or 100)
+        return replay_frames(found.policy, found.env, steps, wanted, seed_of(seed, "play"))
+    finally:
+        found.env.close()

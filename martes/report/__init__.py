@@ -1,0 +1,23 @@
+"""What came of runs: data frames, learning curves with intervals, tables, replays."""
+
+from martes.report.chance import random_play
+from martes.report.curves import learning_curve
+from martes.report.frames import read_runs
+from martes.report.intervals import Interval
+from martes.report.records import Record, records
+from martes.report.replay import has_display, replay_frames, save_replay, show_replay
+from martes.report.tables import results_table
+
+__all__ = [
+    "Interval",
+    "Record",
+    "has_display",
+    "learning_curve",
+    "random_play",
+    "read_runs",
+    "records",
+    "replay_frames",
+    "results_table",
+    "save_replay",
+    "show_replay",
+]

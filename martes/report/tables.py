@@ -1,0 +1,52 @@
+"""Results as a table in Markdown."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from martes.report.intervals import Interval, last, tenth
+from martes.report.records import RETURN, Record, experiments
+
+SPEED = "speed/env_steps_per_second"
+
+
+def results_table(runs: Sequence[Record], random: Mapping[str, Interval] | None = None, metric: str = RETURN) -> str:
+    """A line for each experiment: seeds, steps, the metric at the end, in its first and its last tenth, of random play.
+
+    Each is the mean over seeds with its 95 % bootstrap interval. `random` gives, by the name of the task, what random
+    play comes to. The last column says whether the last tenth lies above the first one and above random play, ends of
+    the intervals compared.
+    """
+    heads = [
+        "experiment",
+        "seeds",
+        "steps",
+        "at the end",
+        "first tenth",
+        "last tenth",
+        "random play",
+        "steps/s",
+        "learned",
+    ]
+    lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    lines += [_line(label, group, random or {}, metric) for label, group in experiments(runs).items()]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _line(label: str, runs: Sequence[Record], random: Mapping[str, Interval], metric: str) -> list[str]:
+    first, final, chance = (
+        tenth(runs, 0, metric),
+        tenth(runs, 9, metric),
+        random.get(str(runs[0].config.get("env.name"))),
+    )
+    lower = [each for each in (first, chance) if each is not None]
+    has_learned = final is not None and all(final.is_above(each) for each in lower)
+    speeds = [median(values) for run in runs if (values := [value for _, value in run.series(SPEED)])]
+    steps = max((int(row["step"] or 0) for run in runs for row in run.rows), default=0)
+    return [
+        f"{label}{'' if all(run.is_finished for run in runs) else ' (unfinished)'}",
+        str(len(runs)),
+        f"{steps:,}",
+        *("-" if each is None else str(each) for each in (last(runs, metric), first, final, chance)),
+        f"{sum(speeds) / len(speeds):,.0f}" if speeds else "-",
+        ("yes" if has_learned else "no") if len(runs) > 1 else "one seed",
+    ]

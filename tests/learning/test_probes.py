@@ -1,0 +1,105 @@
+"""IPPO and MAPPO on games whose answer is known, seconds each: values for the critics, returns for the policies."""
+
+from typing import Literal
+
+import pytest
+import torch
+
+from martes.algorithms.ppo import PPO
+from martes.data import Workspace
+from martes.envs.catalogue import make_env
+from martes.networks import Network
+from martes.training.collect import Collector
+from martes.training.evaluate import evaluate
+from martes.training.seeding import generator_of
+
+View = Literal["local", "central"]
+QUICK = PPO(network=Network(hidden=(32,), agent_id=True), rollout=16, epochs=4, minibatches=2, lr=1e-2, gamma=0.8, entropy=0.003)
+
+
+def learned(name: str, updates: int, copies: int = 32, config: PPO = QUICK, **options: object) -> tuple[Collector, Workspace]:
+    """A collector whose learner made `updates` updates, and a window of the final policy."""
+    env = make_env(name, copies, options=options)
+    learner = config.learner(env.team, generator_of(0, "learning"))
+    collector = Collector(env, learner, generator_of(0, "acting"))
+    collector.start(0)
+    for _ in range(updates):
+        learner.update(collector.collect())
+    return collector, collector.collect()
+
+
+def with_view(critic: View, **changes: object) -> PPO:
+    return PPO(**{**vars(QUICK), "critic": critic, **changes})
+
+
+@pytest.mark.parametrize("critic", ["local", "central"])
+@pytest.mark.parametrize("name", ["probe-constant", "probe-delayed", "probe-death", "probe-observed", "probe-time-limit"])
+def test_values_are_the_known_ones(name: str, critic: View) -> None:
+    collector, window = learned(name, 60, config=with_view(critic))
+    game = collector.env.game
+    known = game.value(window["obs"][: window.time], 0.8)
+    error = (window["value"] - known).abs()[window.mask].max()
+    assert error < 0.05 * max(1.0, known.abs().max()), f"value is off by {error:.3f} of {known.abs().max():.2f}"
+
+
+@pytest.mark.parametrize("critic", ["local", "central"])
+@pytest.mark.parametrize(
+    ("name", "share", "updates"),
+    [("probe-unequal", 0.98, 60), ("probe-multi-discrete", 0.98, 60), ("probe-image", 0.95, 60), ("probe-parts", 0.95, 200)],
+)
+def test_policies_reach_the_best_return(name: str, share: float, updates: int, critic: View) -> None:
+    if name in ("probe-image", "probe-parts") and critic == "central":
+        return  # a picture has no central view: refused, and tested so in networks/test_critics.py
+    lr = 1e-2 if updates == 60 else 3e-3
+    collector, _ = learned(name, updates, config=with_view(critic, sharing="group", lr=lr))
+    scores = evaluate(collector.learner.policy, make_env(name, 32), 128, seed=1)
+    best = collector.env.game.best_return * collector.env.team.size
+    assert scores.returns.mean() >= share * best
+
+
+@pytest.mark.parametrize("critic", ["local", "central"])
+def test_a_continuous_policy_finds_its_target(critic: View) -> None:
+    collector, _ = learned("probe-continuous", 120, config=with_view(critic))
+    scores = evaluate(collector.learner.policy, make_env("probe-continuous", 32), 128, seed=1)
+    per_agent = scores.returns.mean() / collector.env.team.size
+    assert per_agent > collector.env.game.best_return - 0.03
+
+
+@pytest.mark.parametrize("critic", ["local", "central"])
+@pytest.mark.parametrize(("name", "options", "share"), [("penalty", {"k": 0.0}, 1.0), ("two-step", {}, 7 / 8)])
+def test_matrix_games_are_played_well(name: str, options: dict[str, float], share: float, critic: View) -> None:
+    collector, _ = learned(name, 60, config=with_view(critic, entropy=0.03, gamma=0.99), **options)
+    scores = evaluate(collector.learner.policy, make_env(name, 8, options=options), 8, seed=1)
+    assert scores.returns.mean() >= share * collector.env.game.best_return * collector.env.team.size
+
+
+def test_a_time_limit_taken_for_an_end_would_be_seen() -> None:
+    """The probe can fail: without the bootstrap V is (1 - gamma^5) / (1 - gamma) at the most."""
+    collector, window = learned("probe-time-limit", 60, config=with_view("local"))
+    assert window["value"].min() > (1 - 0.8**5) / (1 - 0.8) * 1.1
+
+
+def test_only_memory_answers_the_cue() -> None:
+    options = {"cues": 2, "delay": 2, "agents": 1}
+    share: dict[str, float] = {}
+    for memory in ("none", "gru"):
+        network = Network(hidden=(32,), memory=memory, memory_size=32)
+        collector, _ = learned("memory-cue", 80, config=PPO(**{**vars(QUICK), "network": network}), **options)
+        scores = evaluate(collector.learner.policy, make_env("memory-cue", 64, options=options), 512, seed=1)
+        share[memory] = float(scores.returns.mean()) / collector.env.game.best_return
+    assert share["gru"] >= 0.95
+    assert share["none"] <= 0.5 + 0.1  # half of the cues are guessed; 512 episodes leave a deviation of 0.022
+
+
+def test_runs_with_one_seed_are_one_run() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        env = make_env("probe-observed", 8)
+        learner = QUICK.learner(env.team, generator_of(seed, "learning"))
+        collector = Collector(env, learner, generator_of(seed, "acting"))
+        collector.start(seed)
+        for _ in range(3):
+            learner.update(collector.collect())
+        return torch.cat([p.flatten() for p in learner.policy.parameters()])
+
+    assert torch.equal(weights(0), weights(0))
+    assert not torch.equal(weights(0), weights(1))

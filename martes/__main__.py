@@ -1,5 +1,7 @@
 """`python -m martes` is the command `martes`."""
 
+import sys
+
 from martes.cli import main
 
-main()
+sys.exit(main())

@@ -3,7 +3,8 @@
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import strftime
@@ -17,7 +18,7 @@ from martes.errors import CheckpointError, ConfigError, nearest
 from martes.experiment import Experiment
 from martes.networks import TemporalModule
 from martes.presets import DEFAULT, PRESETS
-from martes.report import learning_curve, random_play, read_runs, records, replay_frames, save_replay
+from martes.report import Interval, Record, learning_curve, random_play, read_runs, records, replay_frames, save_replay
 from martes.report.replay import Picture
 from martes.training import checkpoint, loop
 from martes.training.evaluate import Scores
@@ -27,6 +28,7 @@ from martes.training.log import Log
 from martes.training.rows import Row, read_rows
 from martes.training.run import RunFolder
 from martes.training.seeding import seed_of
+from martes.training.settings import Plan
 
 __all__ = ["LoadedPolicy", "Run", "evaluate", "load", "read_runs", "train"]
 
@@ -121,6 +123,14 @@ def trained(experiment: Experiment, folder: RunFolder) -> Run:
     return Run(folder, experiment, result)
 
 
+def swept(name: str, plan: Plan, folder: RunFolder) -> loop.Result:
+    """The result of one run of a sweep, config.yaml and figures included."""
+    assert isinstance(plan, Experiment)
+    result = trained(plan, folder).result
+    assert result is not None
+    return result
+
+
 def _refuse_absent(device: str) -> None:
     kind = torch.device(device).type
     if kind != "cpu" and not getattr(torch, kind).is_available():
@@ -149,7 +159,8 @@ def located(run: Place) -> tuple[RunFolder, Path | None]:
     folder = RunFolder(path)
     if not folder.config.exists():
         beside = [each.parent.name for each in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
-        raise CheckpointError(f"no run in {path}: there is no {folder.config.name}{nearest(path.name, beside)}")
+        near = nearest(path.name, beside) if beside else ""
+        raise CheckpointError(f"no run in {path}: there is no {folder.config.name}{near}")
     return folder, folder.newest_checkpoint()
 
 
@@ -208,24 +219,34 @@ def load(run: Place, device: str = "cpu", seed: int = 0) -> LoadedPolicy:
 
 def evaluate(run: Place, episodes: int = 100, greedy: bool | None = None, seed: int = 0, device: str = "cpu") -> Scores:
     """The scores of fresh test episodes of a run, greedy or not as in its own evaluations unless told."""
-    found = restored(run, copies=min(episodes, 64), device=device)
-    wanted = found.experiment.evaluation.greedy if greedy is None else greedy
-    try:
-        return scores_of(found.policy, found.env, episodes, seed_of(seed, "evaluate"), wanted)
-    finally:
-        found.env.close()
+    found = restored(run, min(episodes, 64), device)
+    return scored(found, episodes, found.experiment.evaluation.greedy if greedy is None else greedy, seed)
+
+
+def scored(found: Restored, episodes: int, greedy: bool, seed: int) -> Scores:
+    """The scores of test episodes of a restored policy; its environment is closed afterwards."""
+    with closing(found.env):
+        return scores_of(found.policy, found.env, episodes, seed_of(seed, "evaluate"), greedy)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 def draw_learning_curve(folder: RunFolder) -> Path:
     """The path of a run's learning curve, random play beside it."""
     experiment = experiment_of(folder)
-    env = made_env(experiment, copies=min(experiment.evaluation.episodes, 64))
-    try:
-        chance = random_play(env, experiment.evaluation.episodes)
-    finally:
-        env.close()
-    return learning_curve(records(folder.path), folder.learning_curve, chance)
+    return learning_curve(
+        records(folder.path), folder.learning_curve, _chance(experiment, experiment.evaluation.episodes)
+    )
+
+
+def chances(runs: Iterable[Record], episodes: int = 1000) -> dict[str, Interval]:
+    """Name of a task -> what random play comes to there, for each task of these runs."""
+    experiments = {run.config.get("env.name"): run.folder for run in runs}
+    return {str(task): _chance(experiment_of(RunFolder(folder)), episodes) for task, folder in experiments.items()}
+
+
+def _chance(experiment: Experiment, episodes: int) -> Interval:
+    with closing(made_env(experiment, copies=min(episodes, 64))) as env:
+        return random_play(env, episodes)
 
 
 def draw_replay(folder: RunFolder) -> Path:
@@ -237,8 +258,6 @@ def frames_of(run: Place, episodes: int = 3, greedy: bool | None = None, seed: i
     """Pictures of a run's policy at play."""
     found = restored(run)
     wanted = found.experiment.evaluation.greedy if greedy is None else greedy
-    try:
+    with closing(found.env):
         steps = episodes * (found.env.team.episode_limit or 100)
         return replay_frames(found.policy, found.env, steps, wanted, seed_of(seed, "play"))
-    finally:
-        found.env.close()

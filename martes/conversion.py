@@ -34,6 +34,15 @@ def branches(node: object) -> dict[str, object]:
     return {str(name): plain(value) for name, value in pairs}
 
 
+def as_typed(value: object) -> str:
+    """The value as one would type it."""
+    if isinstance(value, list | tuple):
+        nests = any(isinstance(each, list | tuple) for each in value)
+        parts = ",".join(f"[{as_typed(each)}]" if isinstance(each, list | tuple) else as_typed(each) for each in value)
+        return f"[{parts}]" if nests else parts
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
+
+
 def nested(values: Iterable[tuple[str, object]]) -> dict[str, object]:
     """The tree of values given by dotted paths. Raises ConfigError where a path is given twice, or within another."""
     tree: dict[str, object] = {}

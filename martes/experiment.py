@@ -1,9 +1,9 @@
 """Everything that decides a run, as one value: from and to YAML, and with single values changed by their path."""
 
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Self
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import NamedTuple, Self
 
 import torch
 import yaml
@@ -11,6 +11,7 @@ import yaml
 from martes.algorithms.learner import Algorithm
 from martes.algorithms.registry import algorithm_name, algorithm_named
 from martes.conversion import Tree, branches, changed, converted, nested, refuse_unknown
+from martes.data.options import options_of
 from martes.envs.catalogue import game_options
 from martes.errors import ConfigError, nearest
 from martes.training.settings import Environment, Evaluation, Logging, Training
@@ -106,6 +107,33 @@ class Experiment:
             return (start or cls(Environment(), _named_algorithm(tree)))._with(tree)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
+
+
+class Setting(NamedTuple):
+    """One value of an experiment that can be changed."""
+
+    path: str
+    value: object
+    kind: object
+    doc: str
+
+
+def settings_of(experiment: Experiment) -> Iterator[Setting]:
+    """Every value of an experiment, options of its task among them, in the order of config.yaml."""
+    for section in fields(experiment):
+        yield from _settings(getattr(experiment, section.name), section.name)
+        if section.name == "env" and experiment.env.factory is None:
+            for name, option in game_options(experiment.env.name).items():
+                yield Setting(f"env.{name}", experiment.env.options.get(name, option.default), option.kind, option.doc)
+
+
+def _settings(config: object, path: str) -> Iterator[Setting]:
+    for name, option in options_of(type(config)).items():
+        value = getattr(config, name)
+        if is_dataclass(value):
+            yield from _settings(value, f"{path}.{name}")
+        elif not isinstance(value, Mapping):
+            yield Setting(f"{path}.{name}", value, option.kind, option.doc)
 
 
 def _named_algorithm(tree: Tree) -> Algorithm:

@@ -20,6 +20,10 @@ FORMAT = "martes.workspace"
 VERSION = 1
 
 
+Header = dict[str, Any]
+"""What JSON holds."""
+
+
 class Content(NamedTuple):
     """All that a workspace is made of."""
 
@@ -63,7 +67,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return own
 
 
-def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], Header]:
     """What `write_tensors` wrote, with a header whose `format` is `kind`.
 
     Raises DataError, naming the file, where it is missing, damaged, of another kind or of a newer version.
@@ -88,7 +92,7 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
     return tensors, header
 
 
-def _header(told: str) -> dict[str, Any]:
+def _header(told: str) -> Header:
     try:
         header = json.loads(told)
     except ValueError:
@@ -157,15 +161,15 @@ def _described(schema: Schema, memory: Memory | None) -> dict[str, object]:
     return header if memory is None else {**header, "memory": outline(memory)}
 
 
-def _schema(header: Mapping[str, Any]) -> Schema:
-    def field(told: dict[str, Any]) -> Field:
-        known: dict[str, Any] = {**told, "shape": tuple(told["shape"]), "dtype": getattr(torch, told["dtype"])}
+def _schema(header: Header) -> Schema:
+    def field(told: Header) -> Field:
+        known: Header = {**told, "shape": tuple(told["shape"]), "dtype": getattr(torch, told["dtype"])}
         return Field(**known)
 
     return Schema({name: field(told) for name, told in header["fields"].items()}, header["agents"])
 
 
-def _content(header: Mapping[str, Any], tensors: Mapping[str, Tensor], source: str) -> Content:
+def _content(header: Header, tensors: Mapping[str, Tensor], source: str) -> Content:
     try:
         schema = _schema(header)
         fields = {name: tensors[f"field/{name}"] for name in schema}

@@ -114,8 +114,8 @@ def _clean(folder: Path) -> None:
 def load(path: Path) -> object:
     """The tree that `save` was given, tensors on the CPU.
 
-    Raises CheckpointError, naming the file and the newest good checkpoint that is older, where one is missing, cut short,
-    altered or of another kind.
+    Raises CheckpointError, naming the file and the newest good checkpoint that is older, where one is missing, cut
+    short, altered or of another kind.
     """
     problem = _problem(path)
     if problem is None:

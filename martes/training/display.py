@@ -53,34 +53,12 @@ def display_for(
     progress: Literal["auto", "live", "plain", "none"], title: str, total: int, console: Console | None = None
 ) -> Display:
     """The display that `logging.progress` asks for; auto is live in a terminal that can move its cursor, else plain."""
-    console = console or Console(highlight=False, soft_wrap=progress != "live")
-    if progress == "auto":
-        progress = "live" if console.is_terminal and not console.is_dumb_terminal else "plain"
-    if progress == "live":
+    console = console or Console(highlight=False)
+    if progress == "none":
+        return Plain(title, total, Console(quiet=True))
+    if progress == "live" or (progress == "auto" and console.is_terminal and not console.is_dumb_terminal):
         return Live(title, total, console)
-    return Plain(title, total, console) if progress == "plain" else Silent()
-
-
-class Silent:
-    """Shows nothing."""
-
-    def open(self) -> None:
-        """Nothing."""
-
-    def begin(self, steps: int) -> None:
-        """Nothing."""
-
-    def advance(self, steps: int) -> None:
-        """Nothing."""
-
-    def row(self, row: Row) -> None:
-        """Nothing."""
-
-    def message(self, text: str) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    return Plain(title, total, console)
 
 
 class Pace:

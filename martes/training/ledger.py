@@ -14,7 +14,7 @@ from martes.training.settings import Plan
 Status = Literal["waiting", "running", "finished", "interrupted", "failed"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Job:
     """One run of a sweep: an experiment under a name; its seed is the plan's own."""
 
@@ -88,5 +88,5 @@ class Ledger:
                 os.fsync(file.fileno())
         except OSError as error:
             raise CheckpointError(
-                f"cannot write {self._path}: {error.strerror}. Make room and run the sweep again: it goes on where it was"
+                f"cannot write {self._path}: {error.strerror}. Make room and start the sweep again: it goes on"
             ) from error

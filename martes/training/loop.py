@@ -89,6 +89,6 @@ def batch_kept(session: Session) -> Iterator[None]:
         except MartesError as failure:
             raise NonFiniteError(f"{error} (step {session.steps}); {failure}", error.batch) from error
         raise NonFiniteError(
-            f"{error} (step {session.steps}). Its batch is in {path}, Workspace.load reads it; earlier checkpoints are good",
+            f"{error} (step {session.steps}). Workspace.load reads its batch from {path}; earlier checkpoints are good",
             error.batch,
         ) from error

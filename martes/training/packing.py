@@ -14,6 +14,7 @@ from torch import Tensor
 from martes.data.trees import joined
 from martes.errors import CheckpointError
 
+
 class Packing:
     """The tensors of a tree under names that tell their place; what JSON has no word for is `{"$kind": content}`."""
 
@@ -27,26 +28,27 @@ class Packing:
         A tensor that stands at several places is kept once and is one tensor again afterwards. Raises CheckpointError,
         naming the place, for anything that is not part of a tree.
         """
-        match node:
-            case None | bool() | str():
-                return node
-            case int() if type(node) is int:
-                return node
-            case float() if type(node) is float:
-                return node if math.isfinite(node) else {"$float": struct.pack(">d", node).hex()}
-            case Tensor():
-                return {"$tensor": self._named(node.detach(), path)}
-            case np.ndarray() if node.dtype.kind in "biuf" and node.itemsize <= 8 and node.dtype.isnative:
-                return {"$array": self._named(torch.from_numpy(node.copy()), path)}
-            case list():
-                return [self.packed(each, joined(path, i)) for i, each in enumerate(node)]
-            case tuple() if type(node) in (tuple, torch.Size):
-                return {"$tuple": [self.packed(each, joined(path, i)) for i, each in enumerate(node)]}
-            case Mapping():
-                return self._packed_mapping(node, path)
+        if isinstance(node, Mapping):
+            return self._packed_mapping(node, path)
+        if isinstance(node, list | tuple) and type(node) in (list, tuple, torch.Size):
+            members = [self.packed(each, joined(path, place)) for place, each in enumerate(node)]
+            return members if isinstance(node, list) else {"$tuple": members}
+        return self._packed_leaf(node, path)
+
+    def _packed_leaf(self, node: object, path: str) -> object:
+        if isinstance(node, Tensor):
+            return {"$tensor": self._named(node.detach(), path)}
+        if isinstance(node, np.ndarray) and node.dtype.kind in "biuf" and node.itemsize <= 8 and node.dtype.isnative:
+            return {"$array": self._named(torch.from_numpy(node.copy()), path)}
+        if type(node) is float and not math.isfinite(node):
+            return {
+                "$float": struct.pack(">d", node).hex()
+            }  # JSON has no word for these, and NaNs differ in their bits
+        if node is None or type(node) in (bool, int, float, str):
+            return node
         raise CheckpointError(
-            f"{path or 'the root'} of this state is a {type(node).__name__}: a checkpoint holds tensors, arrays, numbers, "
-            "strings, None, and dicts, lists and tuples of them. Let state_dict() return it as such"
+            f"{path or 'the root'} of this state is a {type(node).__name__}: a checkpoint holds tensors, arrays, "
+            "numbers, strings, None, and dicts, lists and tuples of them. Let state_dict() return it as such"
         )
 
     def _packed_mapping(self, node: Mapping[object, object], path: str) -> object:
@@ -73,17 +75,19 @@ def unpacked(form: object, tensors: Mapping[str, Tensor]) -> object:
     """The tree whose packed form this is. Raises KeyError where a tensor is missing."""
     match form:
         case list():
-            return [unpacked(each, tensors) for each in form]
+            tree = [unpacked(each, tensors) for each in form]
         case {"$tensor": str(name)}:
-            return tensors[name]
+            tree = tensors[name]
         case {"$array": str(name)}:
-            return tensors[name].numpy()
+            tree = tensors[name].numpy()
         case {"$float": str(bits)}:
-            return struct.unpack(">d", bytes.fromhex(bits))[0]
+            tree = struct.unpack(">d", bytes.fromhex(bits))[0]
         case {"$tuple": list(members)}:
-            return tuple(unpacked(each, tensors) for each in members)
+            tree = tuple(unpacked(each, tensors) for each in members)
         case {"$dict": list(pairs)}:
-            return {unpacked(key, tensors): unpacked(value, tensors) for key, value in pairs}
+            tree = {unpacked(key, tensors): unpacked(value, tensors) for key, value in pairs}
         case dict():
-            return {key: unpacked(value, tensors) for key, value in form.items()}
-    return form
+            tree = {key: unpacked(value, tensors) for key, value in form.items()}
+        case _:
+            tree = form
+    return tree

@@ -34,8 +34,15 @@ def _row(line: bytes, place: str) -> Row:
         row = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_distinct)
     except ValueError as error:
         raise DataError(f"{place} is not strict JSON: {error}") from None
-    if not isinstance(row, dict) or row.get("kind") not in KINDS or type(row.get("step")) is not int:
-        raise DataError(f"{place} is no row of metrics: `step` is an integer and `kind` {' or '.join(KINDS)}")
+    if (
+        not isinstance(row, dict)
+        or row.get("kind") not in KINDS
+        or type(row.get("step")) is not int
+        or "time" not in row
+    ):
+        raise DataError(
+            f"{place} is no row of metrics: it has an integer step, a time and a kind, {' or '.join(KINDS)}"
+        )
     for name, value in row.items():
         if name != "kind" and (isinstance(value, bool) or not isinstance(value, float | int | None)):
             raise DataError(f"{place}: {name} is {value!r}, which is not a number")

@@ -1,4 +1,4 @@
-"""The folder of a run: where each of its files lies, what it was made with, and that one process at a time writes it."""
+"""The folder of a run: where each of its files lies, with what it was made, and who may write to it."""
 
 import json
 import os
@@ -41,7 +41,7 @@ class RunFolder:
         return checkpoint.newest(self.checkpoints)
 
     def record_versions(self) -> list[str]:
-        """Writes versions.json, once; returns what has changed since then: with it a resumed run can differ in rounding."""
+        """What has changed since versions.json was written (by the first call): rounding can then differ."""
         now = versions()
         if not self.versions.exists():
             draft = self.versions.with_suffix(".new")
@@ -60,7 +60,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("w")
         except OSError as error:
-            raise CheckpointError(f"cannot write the run folder {self.path}: {error.strerror}; name another one") from error
+            raise CheckpointError(
+                f"cannot write the run folder {self.path}: {error.strerror}; name another one"
+            ) from error
         with lock:
             self._wait_for(lock.fileno(), time.monotonic() + patience)
             yield
@@ -78,7 +80,7 @@ class RunFolder:
 
 
 def versions() -> dict[str, object]:
-    """What this process computes with: packages, machine, threads, and the git revisions of the project and of martes."""
+    """What this process computes with: packages, machine, threads, git revisions of the project and of martes."""
     return {
         "martes": martes.__version__,
         "torch": torch.__version__,
@@ -92,7 +94,7 @@ def versions() -> dict[str, object]:
 
 
 def revision(folder: Path) -> dict[str, object] | None:
-    """The commit that a folder's repository stands at and whether files differ from it; None outside of repositories."""
+    """The commit of a folder's repository and whether files differ from it; None outside of repositories."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None

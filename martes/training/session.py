@@ -5,8 +5,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import torch
-
 from martes.data import VectorEnv
 from martes.envs.catalogue import make_env
 from martes.errors import CheckpointError
@@ -22,8 +20,8 @@ from martes.training.settings import Plan
 class Session:
     """Environment, learner, collector and log of one run, and how many environment steps it has made.
 
-    Entered, it stands where the checkpoint `begin` left off (none given: the newest of the folder), or at the first step.
-    Raises CheckpointError where that checkpoint is damaged, or comes from another experiment.
+    Entered, it stands where the checkpoint `begin` left off (none given: the newest of the folder), or at the first
+    step. Raises CheckpointError where that checkpoint is damaged, or comes from another experiment.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, log: Log, begin: Path | None = None) -> None:

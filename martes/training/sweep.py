@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import cloudpickle
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from martes.errors import ConfigError, MartesError
 from martes.training.ledger import Entry, Job, Ledger, Status
@@ -43,18 +45,20 @@ def sweep(
     again: bool = False,
     work: Work = trained,
     console: Console | None = None,
-) -> dict[Job, Entry]:
-    """What became of each job, after `processes` at a time were trained in `folder/<name>/seed-<n>`.
+) -> dict[str, Entry]:
+    """What became of each job (by its key), after `processes` at a time were trained in `folder/<name>/seed-<n>`.
 
-    Finished jobs are not run again; interrupted ones go on from their last checkpoint; failed ones only where `again` is
-    true. The cores are divided among the processes. The first Ctrl-C lets every run save and end, a second one kills.
-    Raises ConfigError where two jobs are one, or a job was run here with other settings.
+    Finished jobs are not run again; interrupted ones go on from their last checkpoint; failed ones only where `again`
+    is true. The cores are divided among the processes. The first Ctrl-C lets every run save and end, a second one
+    kills. Raises ConfigError where two jobs are one, or a job was run here with other settings.
     """
     jobs = list(jobs)
     keys = [job.key for job in jobs]
     twice = next((key for key in keys if keys.count(key) > 1), None)
     if twice is not None or processes < 1:
-        raise ConfigError(f"{twice} stands twice in this sweep" if twice else f"processes is {processes}: give 1 or more")
+        raise ConfigError(
+            f"{twice} stands twice in this sweep" if twice else f"processes is {processes}: give 1 or more"
+        )
     with RunFolder(folder).claimed(), interruption() as stop:
         ledger = Ledger(folder / "ledger.jsonl")
         done = ("finished",) if again else ("finished", "failed")
@@ -69,16 +73,29 @@ def sweep(
                 crew.reap(patience=0.5)
                 board.show({job: crew.entry(job) for job in jobs})
             board.show({job: crew.entry(job) for job in jobs})
-        return {job: ledger.entry(job) for job in jobs}
+        return {job.key: ledger.entry(job) for job in jobs}
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
+@runtime_checkable
+class Ending(Protocol):
+    """The end of a pipe at which a process says how it ended."""
+
+    def recv(self) -> tuple[Status, str]:
+        """What it said. Raises EOFError where it ended without a word."""
+        ...
+
+    def close(self) -> None:
+        """Closes the pipe."""
+        ...
+
+
 @dataclass
 class Worker:
-    """The process of a job, and where it says how it ended."""
+    """The process of a job."""
 
     process: SpawnProcess
-    said: connection.Connection
+    said: Ending
     is_asked_to_end: bool = False
 
 
@@ -212,7 +229,7 @@ class Board:
             table.add_column(name, justify="right")
         table.add_column("", overflow="ellipsis", no_wrap=True)
         for job, entry in entries.items():
-            table.add_row(*self._row(job, entry))
+            table.add_row(*map(Text, self._row(job, entry)))
         return table
 
     def _row(self, job: Job, entry: Entry) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A run killed at any moment and resumed gives, bit for bit, the parameters and the rows of one that was never killed."""
+"""A run killed at any moment and resumed gives, bit for bit, the parameters and rows of one never killed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ trained(a_run(sys.argv[1], steps=480), Path(sys.argv[2]))
 """
 
 # One interpreter lives many lives: each is a process of its own, killed by SIGKILL, but needs no import of torch.
-# A life ends after so many seconds, or in the midst of its n-th operation on files of the run (inside a save, or anywhere).
+# A life ends after so many seconds, or amid its n-th operation on files of the run (inside a save, or anywhere).
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path

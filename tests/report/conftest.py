@@ -13,7 +13,8 @@ STEPS = 1600
 def trained(folder: Path, preset: str, seed: int) -> Path:
     """A tiny real run."""
     plan = PRESETS[preset].changed({
-        "env.copies": 8, "algorithm.rollout": 10, "training.steps": STEPS, "training.seed": seed, "training.threads": 1,
+        "env.copies": 8, "algorithm.rollout": 25, "algorithm.epochs": 1, "algorithm.minibatches": 1,
+        "training.steps": STEPS, "training.seed": seed, "training.threads": 1,
         "evaluation.every": 400, "evaluation.episodes": 4, "logging.every": 200, "logging.tensorboard": False,
         "logging.progress": "none",
     })  # fmt: skip

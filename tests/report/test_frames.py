@@ -1,5 +1,6 @@
 import json
 import sys
+from pathlib import Path
 
 import pandas
 import pytest
@@ -14,7 +15,7 @@ def test_the_table_holds_every_number_of_every_run(runs):
     for run, part in table.groupby("run"):
         written = [
             (row["step"], row["kind"], name, value)
-            for row in map(json.loads, open(f"{run}/metrics.jsonl"))
+            for row in map(json.loads, Path(f"{run}/metrics.jsonl").read_text().splitlines())
             for name, value in row.items()
             if name not in ("step", "time", "kind")
         ]

@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +15,11 @@ def own_runs(runs, tmp_path):
 
 def test_every_run_below_a_folder_is_found_with_its_hyperparameters_and_rows(runs):
     found = records(runs)
-    assert [str(run.folder.relative_to(runs)) for run in found] == ["ippo-climbing/0", "ippo-climbing/1", "mappo-climbing/0"]
+    assert [str(run.folder.relative_to(runs)) for run in found] == [
+        "ippo-climbing/0",
+        "ippo-climbing/1",
+        "mappo-climbing/0",
+    ]
     first = found[0]
     assert first.seed == 0 and found[1].seed == 1 and first.is_finished
     assert first.config["algorithm.lr"] == 0.0005 and first.config["algorithm.critic"] == "local"
@@ -93,7 +98,7 @@ def test_a_killed_run_is_read_without_its_unfinished_line_and_is_not_finished(ow
 
 
 def run_of(**config):
-    return Record(folder=None, config={"algorithm.name": "ppo", "env.name": "spread", **config}, rows=[])
+    return Record(folder=Path("run"), config={"algorithm.name": "ppo", "env.name": "spread", **config}, rows=[])
 
 
 def test_experiments_differ_in_more_than_seed_or_machine():

@@ -97,14 +97,14 @@ def test_a_foreign_or_newer_one_is_refused(tmp_path):
     path = checkpoint.save(tmp_path, tree_of(10), 10, keep=3)
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps({**manifest, "version": 99}))
-    with pytest.raises(CheckpointError, match="has version 99.*upgrade martes"):
+    with pytest.raises(CheckpointError, match=r"has version 99.*upgrade martes"):
         checkpoint.load(path)
     (path / "manifest.json").write_text(json.dumps({**manifest, "format": "other"}))
     with pytest.raises(CheckpointError, match="no checkpoint of martes"):
         checkpoint.load(path)
     for text in ("[]", '"x"', '{"format": "martes.checkpoint"}', '{"format": "martes.checkpoint", "version": "a"}'):
         (path / "manifest.json").write_text(text)
-        with pytest.raises(CheckpointError, match="manifest.json is damaged"):
+        with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
             checkpoint.load(path)
     with pytest.raises(CheckpointError, match="nowhere is no checkpoint"):
         checkpoint.load(tmp_path / "nowhere")
@@ -119,7 +119,7 @@ def test_a_state_that_cannot_be_kept_leaves_no_trace(tmp_path):
 
 def test_a_file_in_the_way_is_one_clear_error(tmp_path):
     (tmp_path / "checkpoints").write_text("")
-    with pytest.raises(CheckpointError, match="cannot write the checkpoint .*: File exists.*none was saved before"):
+    with pytest.raises(CheckpointError, match=r"cannot write the checkpoint .*: File exists.*none was saved before"):
         checkpoint.save(tmp_path / "checkpoints", tree_of(1), 1, keep=2)
 
 

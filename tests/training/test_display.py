@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from martes.training.display import Live, Pace, Plain, Silent, display_for, evaluation_in_words, in_words, small_curve
+from martes.training.display import Live, Pace, Plain, display_for, evaluation_in_words, in_words, small_curve
 
 ROOT = Path(__file__).parents[2]
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\r(?!\n)")
@@ -81,7 +81,6 @@ def test_none_shows_nothing(capfd):
 )
 def test_auto_is_live_in_a_terminal_only(options, kind):
     assert isinstance(display_for("auto", "t", 10, console(**options)), kind)
-    assert isinstance(display_for("none", "t", 10, console(**options)), Silent)
 
 
 def test_auto_is_plain_in_a_terminal_that_cannot_move_its_cursor(monkeypatch):

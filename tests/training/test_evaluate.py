@@ -17,7 +17,7 @@ from tests.training.walks import Walk
 
 @dataclass
 class Scripted:
-    """Copy i plays episodes of i + 1 steps; its k-th pays 100 i + k at its last step to agent 0, and -1 a step to agent 1."""
+    """Copy i plays episodes of i + 1 steps; the k-th pays agent 0 100 i + k at its end, and agent 1 -1 a step."""
 
     num_envs: int = 3
     limit: int | None = None

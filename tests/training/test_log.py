@@ -276,13 +276,14 @@ def test_a_killed_run_keeps_its_rows(tmp_path):
         ('{"step": 1.5, "kind": "train"}', "no row of metrics"),
         ('{"step": 1, "kind": "other"}', "no row of metrics"),
         ("[1]", "no row of metrics"),
-        ('{"step": 1, "kind": "train", "a": "high"}', "a is 'high'"),
-        ('{"step": 1, "kind": "train", "a": true}', "a is True"),
+        ('{"step": 1, "kind": "train"}', "a time"),
+        ('{"step": 1, "time": 0, "kind": "train", "a": "high"}', "a is 'high'"),
+        ('{"step": 1, "time": 0, "kind": "train", "a": true}', "a is True"),
     ],
 )
 def test_a_damaged_row_is_refused_by_file_and_line(tmp_path, line, what):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 0, "kind": "train", "a": 1}\n' + line + "\n")
+    path.write_text('{"step": 0, "time": 0.5, "kind": "train", "a": 1}\n' + line + "\n")
     with pytest.raises(DataError, match=rf"metrics\.jsonl, line 2.*{what}"):
         read_rows(path)
 

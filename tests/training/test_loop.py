@@ -58,7 +58,8 @@ def test_each_thing_happens_at_its_steps(whole):
 
 
 @pytest.mark.parametrize(
-    ("every", "before", "now", "expected"), [(10, 0, 9, False), (10, 0, 10, True), (10, 10, 19, False), (10, 9, 40, True)]
+    ("every", "before", "now", "expected"),
+    [(10, 0, 9, False), (10, 0, 10, True), (10, 10, 19, False), (10, 9, 40, True)],
 )
 def test_a_thing_is_due_once_its_multiple_is_reached(every, before, now, expected):
     assert is_due(every, before, now) is expected
@@ -179,7 +180,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_keep_the_batch(tmp_path):
 def test_a_batch_that_cannot_be_kept_does_not_hide_the_error(tmp_path):
     run = a_run()
     (tmp_path / "nonfinite-64.safetensors").mkdir()
-    with pytest.raises(NonFiniteError, match="is not finite.*cannot write"):
+    with pytest.raises(NonFiniteError, match=r"is not finite.*cannot write"):
         trained(replace(run, algorithm=Exploding(**vars(run.algorithm))), tmp_path)
 
 

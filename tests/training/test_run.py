@@ -35,7 +35,12 @@ def test_versions_are_written_once_and_changes_are_told(tmp_path):
 
 
 def git(folder: Path, *words: str) -> str:
-    identity = {"GIT_AUTHOR_NAME": "a", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "a", "GIT_COMMITTER_EMAIL": "a@b"}
+    identity = {
+        "GIT_AUTHOR_NAME": "a",
+        "GIT_AUTHOR_EMAIL": "a@b",
+        "GIT_COMMITTER_NAME": "a",
+        "GIT_COMMITTER_EMAIL": "a@b",
+    }
     done = subprocess.run(
         ("git", *words), cwd=folder, env={**os.environ, **identity}, capture_output=True, text=True, check=True
     )
@@ -80,7 +85,10 @@ def held(path: Path, seconds: float) -> subprocess.Popen[str]:
 
 def test_a_folder_belongs_to_one_process_until_it_ends(tmp_path):
     holder = held(tmp_path, 60)
-    with pytest.raises(CheckpointError, match=f"another process is training in {tmp_path}"), RunFolder(tmp_path).claimed():
+    with (
+        pytest.raises(CheckpointError, match=f"another process is training in {tmp_path}"),
+        RunFolder(tmp_path).claimed(),
+    ):
         pass
     holder.kill()
     holder.wait()
@@ -98,7 +106,7 @@ def test_one_can_wait_for_it(tmp_path):
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(CheckpointError, match="cannot write the run folder .*Not a directory"),
+        pytest.raises(CheckpointError, match=r"cannot write the run folder .*Not a directory"),
         RunFolder(tmp_path / "file/run").claimed(),
     ):
         pass

@@ -69,6 +69,7 @@ def test_impossible_sweeps_are_refused(tmp_path):
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
+@pytest.mark.slow
 def test_each_job_is_trained_once_and_a_failed_one_again_only_when_asked(tmp_path):
     broken = a_job("broken", steps=64)
     broken = Job("broken", with_env(broken.plan, factory="tests.training.walks:breaking", options={"at": 20}))
@@ -76,7 +77,7 @@ def test_each_job_is_trained_once_and_a_failed_one_again_only_when_asked(tmp_pat
     told = io.StringIO()
     ends = sweep(jobs, tmp_path / "sweep", processes=3, console=Console(file=told, width=200))
     assert [entry.status for entry in ends.values()] == ["finished", "finished", "failed"]
-    assert ends[broken].note.startswith("the environment gave nan in 'reward'")
+    assert ends["broken/seed-0"].note.startswith("the environment gave nan in 'reward'")
     assert "EnvError" in (tmp_path / "sweep/broken/seed-0/output.txt").read_text()
     assert "a/walk/seed-3: finished  160 / 160" in told.getvalue()
     assert "broken/seed-0: failed" in told.getvalue()
@@ -84,7 +85,9 @@ def test_each_job_is_trained_once_and_a_failed_one_again_only_when_asked(tmp_pat
     alone = trained(a_run(), tmp_path / "alone")  # the same run, without a sweep
     one = checkpoint.load(RunFolder(tmp_path / "sweep/a/walk/seed-3").newest_checkpoint())
     other = checkpoint.load(alone.folder.newest_checkpoint())
-    assert all(bool((one["learner"]["policy"][name] == each).all()) for name, each in other["learner"]["policy"].items())
+    assert all(
+        bool((one["learner"]["policy"][name] == each).all()) for name, each in other["learner"]["policy"].items()
+    )
 
     before = listed(tmp_path / "sweep")
     assert sweep(jobs, tmp_path / "sweep", processes=3) == ends
@@ -100,21 +103,26 @@ from martes.training.sweep import sweep
 from tests.training.test_sweep import a_job
 
 if __name__ == "__main__":
-    jobs = [a_job("walk", seed, steps=int(sys.argv[2])) for seed in (1, 2)]
+    jobs = [a_job("walk", seed, steps=100_000) for seed in (1, 2)]
     print([entry.status for entry in sweep(jobs, Path(sys.argv[1]), processes=2).values()])
 """
 
 
-def begun(path: Path, steps: int) -> subprocess.Popen[str]:
-    """A sweep whose runs have both saved something."""
+def steps_of(path: Path) -> list[int]:
+    found = [RunFolder(path / f"walk/seed-{seed}").newest_checkpoint() for seed in (1, 2)]
+    return [checkpoint.step_of(each) if each is not None else 0 for each in found]
+
+
+def begun(path: Path, beyond: int) -> subprocess.Popen[str]:
+    """A sweep of two long runs that have both saved something beyond that step."""
     script = path.parent / "script.py"
     script.write_text(SWEEP)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, script, path, str(steps)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, script, path], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not all(RunFolder(path / f"walk/seed-{seed}").newest_checkpoint() for seed in (1, 2)):
+    while min(steps_of(path)) <= beyond:
         assert process.poll() is None
         assert time.monotonic() < deadline, "the sweep does not get going"
         time.sleep(0.05)
@@ -126,15 +134,11 @@ def is_free(path: Path) -> bool:
         return True
 
 
-def steps_of(path: Path) -> list[int]:
-    return [checkpoint.step_of(RunFolder(path / f"walk/seed-{seed}").newest_checkpoint()) for seed in (1, 2)]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_ended_sweep_ends_its_runs_and_goes_on(tmp_path, number):
     path = tmp_path / "sweep"
-    process = begun(path, steps=100_000)
+    process = begun(path, beyond=0)
     process.send_signal(number)
     told = process.communicate(timeout=120)[0]
     if number == signal.SIGINT:
@@ -142,15 +146,14 @@ def test_an_ended_sweep_ends_its_runs_and_goes_on(tmp_path, number):
     assert all(is_free(path / f"walk/seed-{seed}") for seed in (1, 2))  # the runs of a killed sweep end, too
     stopped = steps_of(path)
     assert max(stopped) < 100_000
-    # Going on needs the same settings; a shorter run of them would take long: the ledger is asked instead.
-    jobs = [a_job("walk", seed, steps=100_000) for seed in (1, 2)]
     ledger = Ledger(path / "ledger.jsonl")
-    assert [ledger.entry(job).status for job in jobs] == ["interrupted"] * 2
-    process = begun(path, steps=100_000)
-    time.sleep(6)
+    assert [ledger.entry(a_job("walk", seed, steps=100_000)).status for seed in (1, 2)] == ["interrupted"] * 2
+    process = begun(path, beyond=max(stopped))
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=120)
-    assert all(now > before for now, before in zip(steps_of(path), stopped, strict=True))
+    assert "['interrupted', 'interrupted']" in process.communicate(timeout=120)[0]
+    rows = [json.loads(line) for line in (path / "walk/seed-1/metrics.jsonl").read_text().splitlines()]
+    evaluated = [row["step"] for row in rows if row["kind"] == "evaluation"]
+    assert evaluated == list(range(0, evaluated[-1] + 1, 48))  # without a gap, none twice
 
 
 # ------------------------------------------------------------------------------------------------------------- display

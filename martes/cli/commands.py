@@ -1,0 +1,272 @@
+"""The subcommands: each is a dataclass whose fields are its options, and which runs when it is called."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
+
+from martes.cli import tables
+from martes.cli.words import Overrides
+from martes.conversion import Typed
+from martes.errors import ConfigError, MartesError
+from martes.presets import DEFAULT
+
+if TYPE_CHECKING:
+    from martes.experiment import Experiment
+
+INTERRUPTED = 130
+"""The exit code of a run that Ctrl-C ended, saved."""
+
+Flag = Annotated[bool, FlagCreatePairsOff]
+RunPlace = Annotated[Positional[Path], arg(metavar="RUN")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train an experiment. Each of its values can be changed: `--algorithm.lr 1e-3`, or `with algorithm.lr=1e-3`."""
+
+    preset: Annotated[Positional[str | None], arg(metavar="[PRESET]", help_behavior_hint=f"(default: {DEFAULT})")] = (
+        None
+    )
+    """<algorithm>/<task>, as `martes list presets` shows."""
+    steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
+    """Environment steps; short for --training.steps."""
+    seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
+    """The one seed; short for --training.seed."""
+    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """New folder of the run; else runs/<preset>-s<seed>-<time>."""
+    resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """Go on with this run, in place of a preset."""
+    file: Annotated[Path | None, arg(metavar="YAML", help_behavior_hint="")] = None
+    """Values that are taken before those of the command line; a run's config.yaml repeats that run."""
+    overrides: Suppress[Overrides] = ()
+
+    def __call__(self) -> int:
+        """Trains, and says where the results lie."""
+        from martes import api
+
+        given = {"training.steps": self.steps, "training.seed": self.seed}
+        changes = [*self.overrides, *((path, Typed(value)) for path, value in given.items() if value is not None)]
+        if self.resume is None:
+            preset = self.preset or DEFAULT
+            experiment = composed(preset, self.file, changes)
+            folder = api.new_folder(experiment, self.run_dir, preset)
+        else:
+            for name in ("preset", "run_dir", "file"):
+                if getattr(self, name) is not None:
+                    raise ConfigError(f"--resume {self.resume} goes on with that run as it is: leave out {name}")
+            folder = api.located(self.resume)[0]
+            experiment = api.continued(folder, changes)
+        run = api.trained(experiment, folder)
+        print(f"run: {folder.path}")
+        if run.result is not None and not run.result.is_finished:
+            print(f"stopped at step {run.result.steps:,} and saved; go on: martes train --resume {folder.path}")
+            return INTERRUPTED
+        for name, path in (("learning curve", folder.learning_curve), ("replay", folder.replay)):
+            if path.exists():
+                print(f"{name}: {path}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Score a trained policy on fresh test episodes: mean return and 95 % interval, of team, groups and agents."""
+
+    run: RunPlace
+    """Run folder, or one of its checkpoints."""
+    episodes: int = 100
+    """Test episodes."""
+    greedy: Flag = False
+    """Take the most probable action. Without this or --sample: as in the run's own evaluations."""
+    sample: Flag = False
+    """Draw actions as in training."""
+    seed: int = 0
+    """Seed of the test episodes."""
+    device: str = "cpu"
+    """Where to compute."""
+
+    def __call__(self) -> int:
+        """Prints a table of returns."""
+        from martes import api
+        from martes.report.intervals import interval
+
+        found = api.restored(self.run, copies=max(min(self.episodes, 64), 1), device=self.device)
+        greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
+        scores = api.scored(found, self.episodes, greedy, self.seed)
+        team, how = found.env.team, "greedy" if greedy else "sampled"
+        members = {"team": range(team.size)} | ({} if len(team.groups) < 2 else dict(team.groups))
+        if 1 < team.size <= 32:
+            members |= {name: (index,) for index, name in enumerate(team.agents)}
+        table = tables.table(
+            f"{self.run}, step {found.steps:,}: {self.episodes} episodes, {how}", "", "return", "95 % interval"
+        )
+        for name, indices in members.items():
+            mean, low, high = interval(scores.agent_returns[:, list(indices)].sum(1).tolist())
+            table.add_row(name, f"{mean:.4g}", f"{low:.4g} to {high:.4g}")
+        for name, value in {"length": float(scores.lengths.double().mean()), **scores.stats}.items():
+            table.add_row(name, f"{value:.4g}", "")
+        tables.console().print(table)
+        return 0
+
+
+@dataclass(frozen=True)
+class Play:
+    """Watch a trained policy: write a GIF or MP4, and open a window where there is a display."""
+
+    run: RunPlace
+    """Run folder, or one of its checkpoints."""
+    output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: <RUN>/replay.gif)")] = None
+    """Name of the film, ending with .gif or .mp4."""
+    episodes: int = 3
+    """Episodes of the longest length."""
+    greedy: Flag = False
+    """Take the most probable action. Without this or --sample: as in the run's own evaluations."""
+    sample: Flag = False
+    """Draw actions as in training."""
+    seed: int = 0
+    """Seed of the episodes."""
+    window: bool = True
+    """Open a window, where there is a display."""
+
+    def __call__(self) -> int:
+        """Writes the film, and shows it."""
+        from martes import api, report
+
+        folder, _ = api.located(self.run)
+        greedy = _is_greedy(self.greedy, self.sample, api.experiment_of(folder).evaluation.greedy)
+        frames = api.frames_of(self.run, self.episodes, greedy, self.seed)
+        print(f"replay: {report.save_replay(frames, self.output or folder.replay)}")
+        if self.window and report.has_display():
+            report.show_replay(frames, str(self.run))
+        return 0
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Train presets from several seeds. Runs that are finished are not run again: the same command goes on."""
+
+    presets: Annotated[Positional[tuple[str, ...]], arg(metavar="PRESET...")]
+    """<algorithm>/<task>, as `martes list presets` shows."""
+    seeds: Annotated[tuple[int, ...], arg(metavar="S...")] = (3,)
+    """The seeds; a single number is how many of 0, 1, 2, ..."""
+    processes: int = 1
+    """Runs at a time, each in a process of its own; the cores are divided among them."""
+    run_dir: Path = Path("runs/sweep")
+    """Folder of the sweep."""
+    again: Flag = False
+    """Run what failed once more."""
+    overrides: Suppress[Overrides] = ()
+
+    def __call__(self) -> int:
+        """Trains all, and prints a table of what they came to."""
+        from martes import api, report
+        from martes.training.sweep import Job, sweep
+
+        seeds = range(self.seeds[0]) if len(self.seeds) == 1 else self.seeds
+        jobs = [
+            Job(preset, composed(preset, None, [*self.overrides, ("training.seed", seed)]))
+            for preset in self.presets
+            for seed in seeds
+        ]
+        if not jobs:
+            raise ConfigError("nothing to run: give at least one preset and one seed")
+        entries = sweep(jobs, self.run_dir, self.processes, again=self.again, work=api.swept)
+        is_finished = all(entry.status == "finished" for entry in entries.values())
+        if is_finished:
+            print(report.resultstables.table(report.records(*(self.run_dir / job.key for job in jobs))))
+        print(f"sweep: {self.run_dir}" + ("" if is_finished else " (not finished: the same command goes on)"))
+        return 0 if is_finished else MartesError.exit_code
+
+
+@dataclass(frozen=True)
+class List:
+    """Show what there is: algorithms, environments, presets, and which extras are installed."""
+
+    what: Annotated[Positional[Literal["all", "algorithms", "envs", "presets", "extras"]], arg(metavar="WHAT")] = "all"
+    """algorithms, envs, presets or extras."""
+
+    def __call__(self) -> int:
+        """Prints tables."""
+        listed = tables.LISTED.values() if self.what == "all" else (tables.LISTED[self.what],)
+        for table in listed:
+            tables.console().print(table(), "")
+        return 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Measure speed on this machine: ratios to the original environments, acting, training, learning on windows."""
+
+    names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...", help_behavior_hint="(default: all)")] = ()
+    """Which measurements."""
+    repeats: int = 5
+    """How often each is repeated; medians are shown."""
+    threads: int = 0
+    """Threads of torch; 0: one for each core."""
+    output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the results, too: Markdown to a name ending with .md, else JSON."""
+
+    def __call__(self) -> int:
+        """Prints the measurements."""
+        from martes import bench
+
+        results = bench.measured(self.names, self.repeats, self.threads, tables.console())
+        if self.output is not None:
+            self.output.write_text(bench.markdown(results) if self.output.suffix == ".md" else bench.as_json(results))
+            print(f"written: {self.output}")
+        return 0
+
+
+@dataclass(frozen=True)
+class Report:
+    """Compare runs: learning curves with intervals as a picture, and a table in Markdown."""
+
+    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (Path("runs"),)
+    """Run folders, or folders with runs below them."""
+    output: Annotated[Path, arg(metavar="PNG")] = Path("learning_curves.png")
+    """Name of the picture."""
+    metric: str = "evaluation/return"
+    """What is drawn and compared."""
+    random: bool = True
+    """Play each task at random, too, for comparison."""
+
+    def __call__(self) -> int:
+        """Draws the curves and prints the table."""
+        from martes import api, report
+
+        records = report.records(*self.runs)
+        chance = api.chances(records) if self.random and self.metric == "evaluation/return" else {}
+        print(report.resultstables.table(records, chance, self.metric))
+        only = next(iter(chance.values())) if len(chance) == 1 else None
+        print(f"learning curves: {report.learning_curve(records, self.output, only, metric=self.metric)}")
+        return 0
+
+
+COMMANDS: dict[str, type] = {
+    each.__name__.lower(): each for each in (Train, Evaluate, Play, Sweep, List, Bench, Report)
+}
+
+
+def composed(preset: str, file: Path | None, changes: list[tuple[str, object]]) -> "Experiment":
+    """The experiment of a preset, changed by a file and then by single values.
+
+    Raises ConfigError where the file cannot be read, and for all that is unknown or cannot be.
+    """
+    from martes.experiment import Experiment
+    from martes.presets import PRESETS
+
+    experiment = PRESETS[preset]
+    if file is not None:
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise ConfigError(f"cannot read {file}: {error}") from error
+        experiment = Experiment.from_yaml(text, experiment, str(file))
+    return experiment.changed(changes)
+
+
+def _is_greedy(greedy: bool, sample: bool, usual: bool) -> bool:
+    if greedy and sample:
+        raise ConfigError("--greedy and --sample exclude each other: give one of them")
+    return greedy or (usual and not sample)

@@ -10,7 +10,7 @@ import yaml
 
 from martes.algorithms.learner import Algorithm
 from martes.algorithms.registry import algorithm_name, algorithm_named
-from martes.conversion import Tree, branches, changed, converted, nested, refuse_unknown
+from martes.data.conversion import Tree, branches, changed, converted, nested, refuse_unknown
 from martes.data.options import options_of
 from martes.envs.catalogue import game_options
 from martes.errors import ConfigError, nearest

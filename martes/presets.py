@@ -10,7 +10,13 @@ if TYPE_CHECKING:
 
 DEFAULT = "mappo/mpe-spread"
 
-_ROLLOUTS: dict[str, object] = {"env.copies": 128, "algorithm.rollout": 25}
+_ROLLOUTS: dict[str, object] = {
+    "env.copies": 128,
+    "algorithm.rollout": 25,
+    "algorithm.lr": 1e-3,
+    "algorithm.network.agent_id": True,
+    "evaluation.greedy": False,  # what was trained is a distribution: its mode may deadlock where a draw does not
+}
 _GRU: dict[str, object] = {"algorithm.network.memory": "gru"}
 
 # Algorithm (`-gru`: with memory) -> what its experiments set beyond its own defaults, whatever the task.

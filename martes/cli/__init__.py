@@ -14,7 +14,7 @@ from tyro.conf import Positional, Suppress
 
 import martes
 from martes.cli import tables
-from martes.cli.commands import COMMANDS, INTERRUPTED, composed
+from martes.cli.commands import COMMANDS, INTERRUPTED
 from martes.cli.words import split
 from martes.errors import ConfigError, MartesError, nearest
 from martes.presets import DEFAULT, PRESETS
@@ -72,7 +72,7 @@ def _shown(help_text: Callable[[], object], takes_overrides: bool = False, words
         preset = next((each for each in words if each in PRESETS), DEFAULT)
         print(f"\nEvery value of an experiment, here {preset}:\n")
         for section in tables.settings(PRESETS[preset]):
-            tables.console().print(section, "")
+            tables.console().print(section)
     return 0
 
 

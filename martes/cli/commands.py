@@ -8,7 +8,7 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from martes.cli import tables
 from martes.cli.words import Overrides
-from martes.conversion import Typed
+from martes.data.conversion import Typed
 from martes.errors import ConfigError, MartesError
 from martes.presets import DEFAULT
 
@@ -29,7 +29,7 @@ class Train:
     preset: Annotated[Positional[str | None], arg(metavar="[PRESET]", help_behavior_hint=f"(default: {DEFAULT})")] = (
         None
     )
-    """<algorithm>/<task>, as `martes list presets` shows."""
+    """<algorithm>/<task>, as `martes list presets` shows; else mappo/mpe-spread."""
     steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
     """Environment steps; short for --training.steps."""
     seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
@@ -94,19 +94,18 @@ class Evaluate:
         found = api.restored(self.run, copies=max(min(self.episodes, 64), 1), device=self.device)
         greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
         scores = api.scored(found, self.episodes, greedy, self.seed)
-        team, how = found.env.team, "greedy" if greedy else "sampled"
+        team = found.env.team
         members = {"team": range(team.size)} | ({} if len(team.groups) < 2 else dict(team.groups))
         if 1 < team.size <= 32:
             members |= {name: (index,) for index, name in enumerate(team.agents)}
-        table = tables.table(
-            f"{self.run}, step {found.steps:,}: {self.episodes} episodes, {how}", "", "return", "95 % interval"
-        )
+        how = f"{self.episodes} episodes, {'greedy' if greedy else 'actions drawn'}"
+        table = tables.table("", "return", "95 % interval")
         for name, indices in members.items():
             mean, low, high = interval(scores.agent_returns[:, list(indices)].sum(1).tolist())
             table.add_row(name, f"{mean:.4g}", f"{low:.4g} to {high:.4g}")
         for name, value in {"length": float(scores.lengths.double().mean()), **scores.stats}.items():
             table.add_row(name, f"{value:.4g}", "")
-        tables.console().print(table)
+        tables.console().print(tables.titled(f"{self.run}, step {found.steps:,}: {how}", table))
         return 0
 
 
@@ -174,7 +173,7 @@ class Sweep:
         entries = sweep(jobs, self.run_dir, self.processes, again=self.again, work=api.swept)
         is_finished = all(entry.status == "finished" for entry in entries.values())
         if is_finished:
-            print(report.resultstables.table(report.records(*(self.run_dir / job.key for job in jobs))))
+            print(report.results_table(report.records(*(self.run_dir / job.key for job in jobs))))
         print(f"sweep: {self.run_dir}" + ("" if is_finished else " (not finished: the same command goes on)"))
         return 0 if is_finished else MartesError.exit_code
 
@@ -190,7 +189,7 @@ class List:
         """Prints tables."""
         listed = tables.LISTED.values() if self.what == "all" else (tables.LISTED[self.what],)
         for table in listed:
-            tables.console().print(table(), "")
+            tables.console().print(table())
         return 0
 
 
@@ -237,7 +236,7 @@ class Report:
 
         records = report.records(*self.runs)
         chance = api.chances(records) if self.random and self.metric == "evaluation/return" else {}
-        print(report.resultstables.table(records, chance, self.metric))
+        print(report.results_table(records, chance, self.metric))
         only = next(iter(chance.values())) if len(chance) == 1 else None
         print(f"learning curves: {report.learning_curve(records, self.output, only, metric=self.metric)}")
         return 0

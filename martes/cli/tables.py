@@ -2,14 +2,16 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import TYPE_CHECKING, Literal, get_origin
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
-from martes.conversion import as_typed, described
+from martes.data.conversion import as_typed, described
 from martes.presets import ALGORITHMS, DEFAULT, TASKS
 
 if TYPE_CHECKING:
@@ -18,52 +20,55 @@ if TYPE_CHECKING:
 
 def console() -> Console:
     """Standard output, as wide as the terminal or the variable COLUMNS says; 120 where neither does."""
-    plain = Console(highlight=False)
-    return plain if plain.is_terminal or "COLUMNS" in os.environ else Console(highlight=False, width=120)
+    is_known = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(highlight=False, markup=False, width=None if is_known else 120)
 
 
-def table(title: str, *columns: str, show_header: bool = True) -> Table:
+def table(*columns: str, show_header: bool = True) -> Table:
     """An empty table whose first column never breaks."""
-    empty = Table(
-        title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, show_header=show_header
-    )
+    empty = Table(box=None, pad_edge=False, show_header=show_header)
     for index, name in enumerate(columns):
         empty.add_column(name, no_wrap=not index, overflow="fold")
     return empty
 
 
-def algorithms() -> Table:
+def titled(title: str, content: Table) -> Group:
+    """The table below its title."""
+    return Group(Text(title, style="bold"), content, "")
+
+
+def algorithms() -> Group:
     """Every algorithm that is installed."""
     from martes.algorithms.registry import algorithm_entries
 
     return _listed("algorithms", {name: entry.doc for name, entry in algorithm_entries().items()})
 
 
-def envs() -> Table:
+def envs() -> Group:
     """Every environment that is installed."""
     from martes.envs.catalogue import listed_envs
 
     return _listed("environments", listed_envs())
 
 
-def presets() -> Table:
+def presets() -> Group:
     """Each algorithm and each task that a preset can be made of."""
-    shown = table(f"presets: <algorithm>/<task>, as in {DEFAULT}", "task", "environment steps", "with each of")
+    shown = table("task", "environment steps")
     for task, steps in TASKS.items():
-        shown.add_row(task, f"{steps:,}", ", ".join(ALGORITHMS))
-    return shown
+        shown.add_row(task, f"{steps:,}")
+    return titled(f"presets: <algorithm>/<task>, as in {DEFAULT}; algorithm is {', '.join(ALGORITHMS)}", shown)
 
 
-def extras() -> Table:
+def extras() -> Group:
     """Each extra: installed, or the command that installs it."""
-    shown = table("extras", "extra", "packages", "")
+    shown = table("extra", "packages", "")
     for name, packages in _extras().items():
         missing = [package for package in packages if not _is_installed(package)]
         shown.add_row(name, ", ".join(packages), f"pip install 'martes[{name}]'" if missing else "installed")
-    return shown
+    return titled("extras", shown)
 
 
-LISTED: Mapping[str, Callable[[], Table]] = {
+LISTED: Mapping[str, Callable[[], Group]] = {
     "algorithms": algorithms,
     "envs": envs,
     "presets": presets,
@@ -71,24 +76,24 @@ LISTED: Mapping[str, Callable[[], Table]] = {
 }
 
 
-def settings(experiment: "Experiment") -> Iterable[Table]:
+def settings(experiment: "Experiment") -> list[Group]:
     """A table for each section of an experiment: every value that can be changed, as it is, and what it means."""
     from martes.experiment import settings_of
 
     sections: dict[str, Table] = {}
     for each in settings_of(experiment):
         name = each.path.partition(".")[0]
-        shown = sections.setdefault(name, table(name, "", "", "", show_header=False))
+        shown = sections.setdefault(name, table("", "", "", show_header=False))
         choices = f" ({described(each.kind)})" if get_origin(each.kind) is Literal else ""
         shown.add_row(f"--{each.path}", as_typed(each.value), each.doc + choices)
-    return sections.values()
+    return [titled(name, shown) for name, shown in sections.items()]
 
 
-def _listed(title: str, docs: Mapping[str, str]) -> Table:
-    shown = table(title, "name", "")
+def _listed(title: str, docs: Mapping[str, str]) -> Group:
+    shown = table("", "", show_header=False)
     for name, doc in docs.items():
         shown.add_row(name, doc)
-    return shown
+    return titled(title, shown)
 
 
 def _extras() -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from martes.conversion import Typed
+from martes.data.conversion import Typed
 
 Overrides = tuple[tuple[str, object], ...]
 """Paths into an experiment and their values: `algorithm.lr`, `1e-3`."""

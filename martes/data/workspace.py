@@ -176,6 +176,8 @@ class Workspace:
         fields lose their extra row. Raises DataError where there are fewer units than parts, or where steps are asked
         for although there is memory before step 0.
         """
+        if by not in ("row", "step"):
+            raise DataError(f"minibatches by {by!r}{nearest(str(by), ('row', 'step'))}")
         units = self.envs if by == "row" else self.envs * self.time
         if not 1 <= count <= units:
             raise DataError(f"{units} {by}s cannot make {count} minibatches: ask for 1 to {units}")

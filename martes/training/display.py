@@ -106,7 +106,7 @@ class Plain:
     def row(self, row: Row) -> None:
         """Prints the row's numbers."""
         steps, total = int(row["step"] or 0), self._pace.total
-        parts = [f"{steps:>{len(f'{total:,}')},} {steps / max(total, 1):>4.0%}"]
+        parts = [f"{steps:>{len(f'{total:,}')},} {min(steps / max(total, 1), 1):>4.0%}"]
         if row["kind"] == "evaluation":
             parts.append(evaluation_in_words(row))
         else:

@@ -31,8 +31,8 @@ class Result:
     """Were all steps made (or was the run interrupted, to be resumed)?"""
 
 
-def train(plan: Plan, folder: RunFolder, log: Log, begin: Path | None = None) -> Result:
-    """The result of a run from its first step, or from a checkpoint (`begin`, else the folder's newest), to its last.
+def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None) -> Result:
+    """The result of a run from its first step, or from a checkpoint (`origin`, else the folder's newest), to its last.
 
     The first Ctrl-C (or SIGTERM) ends it cleanly after the current update, saved; a second one aborts. Raises EnvError,
     CheckpointError, and NonFiniteError naming the file that holds the batch; what was saved before stays good.
@@ -42,8 +42,9 @@ def train(plan: Plan, folder: RunFolder, log: Log, begin: Path | None = None) ->
         folder.claimed(),
         threads(training.threads),
         interruption() as stop,
-        Session(plan, folder, log, begin) as session,
+        Session(plan, folder, log) as session,
     ):
+        session.begin(origin)
         learner, collector = session.learner, session.collector
         for difference in folder.record_versions():
             log.message(f"this run was begun with other versions: {difference}")

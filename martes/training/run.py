@@ -44,9 +44,7 @@ class RunFolder:
         """What has changed since versions.json was written (by the first call): rounding can then differ."""
         now = versions()
         if not self.versions.exists():
-            draft = self.versions.with_suffix(".new")
-            draft.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-            draft.replace(self.versions)
+            write_text(self.versions, json.dumps(now, indent=2) + "\n")
         begun = json.loads(self.versions.read_text(encoding="utf-8"))
         return [f"{name} {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
 
@@ -77,6 +75,18 @@ class RunFolder:
                         f"another process is training in {self.path}: wait for it, end it, or name another run folder"
                     ) from None
                 time.sleep(0.2)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file, whole or not at all. Raises CheckpointError where it cannot be written."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(text, encoding="utf-8")
+        draft.replace(path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path}: {error.strerror}. Make room, or name another folder") from error
 
 
 def versions() -> dict[str, object]:

@@ -20,13 +20,11 @@ from martes.training.settings import Plan
 class Session:
     """Environment, learner, collector and log of one run, and how many environment steps it has made.
 
-    Entered, it stands where the checkpoint `begin` left off (none given: the newest of the folder), or at the first
-    step. Raises CheckpointError where that checkpoint is damaged, or comes from another experiment.
+    Leaving it closes the environments.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, log: Log, begin: Path | None = None) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, log: Log) -> None:
         self.plan = plan
-        self.begin = begin or folder.newest_checkpoint()
         self.folder = folder
         self.log = log
         self.steps = 0
@@ -44,10 +42,6 @@ class Session:
         return make_env(task.name, copies, self.plan.training.device, options=task.options, factory=task.factory)
 
     def __enter__(self) -> "Session":
-        if self.begin is None:
-            self.collector.start(seed_of(self.plan.training.seed, "environment"))
-        else:
-            self._resume(self.begin)
         return self
 
     def __exit__(
@@ -56,6 +50,26 @@ class Session:
         for env in (self.env, self._test_env):
             if env is not None:
                 env.close()
+
+    def begin(self, origin: Path | None = None) -> None:
+        """Goes to where the checkpoint `origin` (none given: the newest of the folder) was saved, or to the first step.
+
+        Raises CheckpointError where that checkpoint is damaged, or comes from another experiment.
+        """
+        origin = origin or self.folder.newest_checkpoint()
+        if origin is None:
+            self.collector.start(seed_of(self.plan.training.seed, "environment"))
+            return
+        state: Any = checkpoint.load(origin)
+        try:
+            self.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{origin} was saved by another experiment than the one that is to go on ({reason:.200}): "
+                f"resume with the settings in {self.folder.config}, or name another run folder"
+            ) from error
+        self._saved_at = self.steps
 
     @property
     def is_finished(self) -> bool:
@@ -94,18 +108,6 @@ class Session:
             "collector": self.collector.state_dict(),
             "log": self.log.state_dict(),
         }
-
-    def _resume(self, path: Path) -> None:
-        state: Any = checkpoint.load(path)
-        try:
-            self.load_state_dict(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(
-                f"{path} was saved by another experiment than the one that is to go on ({reason:.200}): "
-                f"resume with the settings in {self.folder.config}, or name another run folder"
-            ) from error
-        self._saved_at = self.steps
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores `state_dict`."""

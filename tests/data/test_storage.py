@@ -78,6 +78,15 @@ def test_unknown_memory_stays_unknown(tmp_path: Path):
         _ = Workspace.load(tmp_path / "part").memory
 
 
+def test_what_was_loaded_no_longer_depends_on_the_file(tmp_path: Path):
+    before = workspace(MEMORIES["a tree"])
+    before.save(tmp_path / "w")
+    after = Workspace.load(tmp_path / "w")
+    with (tmp_path / "w").open("r+b") as file:
+        file.write(bytes((tmp_path / "w").stat().st_size))
+    assert_equal(before, after)
+
+
 def test_one_tensor_in_two_places_is_stored_twice(tmp_path: Path):
     shared = torch.randn(3, 2)
     before = workspace((shared, shared))

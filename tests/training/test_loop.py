@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_names_an_older_one_from_which_the_run_goes_on(whol
     older = tmp_path / "checkpoints/000000000096"
     with pytest.raises(CheckpointError, match=f"tree.json .* go on from it: {older}"):
         trained(run, tmp_path)
-    trained(run, tmp_path, begin=older)
+    trained(run, tmp_path, origin=older)
     assert same(policy(whole), policy(tmp_path))
     assert rows(whole) == rows(tmp_path)
     assert saved(tmp_path) == [144, 160]

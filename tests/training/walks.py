@@ -101,7 +101,7 @@ def with_env(run: Run, **values: object) -> Run:
     return replace(run, env=replace(run.env, **values))
 
 
-def trained(run: Run, path: Path, begin: Path | None = None) -> Result:
+def trained(run: Run, path: Path, origin: Path | None = None) -> Result:
     folder = RunFolder(path)
     with Log(path, run.logging, run.training.steps, "walk", run.evaluation.greedy) as log:
-        return train(run, folder, log, begin)
+        return train(run, folder, log, origin)

@@ -27,7 +27,7 @@ class Outcome(NamedTuple):
 
 @runtime_checkable
 class Game(Protocol):
-    """The rules of a game as pure functions of tensors with leading axis `env`. A frozen dataclass; fields = options."""
+    """The rules of a game as pure functions of tensors with leading axis `env`: a frozen dataclass of options."""
 
     @property
     def team(self) -> TeamSpec:

@@ -26,7 +26,7 @@ from martes.training.evaluate import evaluate as scores_of
 from martes.training.loaded import LoadedPolicy
 from martes.training.log import Log
 from martes.training.rows import Row, read_rows
-from martes.training.run import RunFolder
+from martes.training.run import RunFolder, write_text
 from martes.training.seeding import seed_of
 from martes.training.settings import Plan
 
@@ -62,15 +62,15 @@ def train(
     """The run of a preset, or of your own experiment, trained to its end or as far as Ctrl-C let it come.
 
     `values` change the experiment: steps=, seed=, or any path, as in **{"algorithm.lr": 1e-3}. It writes to a new
-    folder below runs/, or to `run_dir`. `resume` goes on with that run, whatever the preset, where its newest
-    checkpoint stands; then only `training.` (but not the seed), `evaluation.` and `logging.` may change. Raises
-    ConfigError for what is unknown or cannot be, and where the folder holds a run; CheckpointError where it cannot be
-    written or read.
+    folder below runs/, or to `run_dir`. `resume` goes on with that run, whatever the preset, from its newest checkpoint
+    (or from the one that it names); then only `training.` (but not the seed), `evaluation.` and `logging.` may change.
+    Raises ConfigError for what is unknown or cannot be, and where the folder holds a run; CheckpointError where it
+    cannot be written or read.
     """
     changes = {_SHORT.get(name, name): value for name, value in values.items()}
     if resume is not None:
-        folder = located(resume)[0]
-        return trained(continued(folder, changes), folder)
+        folder, place = located(resume)
+        return trained(continued(folder, changes), folder, place)
     experiment = (preset if isinstance(preset, Experiment) else PRESETS[preset]).changed(changes)
     return trained(experiment, new_folder(experiment, run_dir, preset if isinstance(preset, str) else ""))
 
@@ -105,15 +105,15 @@ def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str
     raise AssertionError("counting never ends")
 
 
-def trained(experiment: Experiment, folder: RunFolder) -> Run:
-    """The run of an experiment in its folder, config.yaml and figures included."""
+def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = None) -> Run:
+    """The run of an experiment in its folder, config.yaml and figures included; it goes on from `origin`, if given."""
     _refuse_absent(experiment.training.device)
-    _write(folder.config, experiment.to_yaml())
+    write_text(folder.config, experiment.to_yaml())
     task = experiment.env.factory or experiment.env.name
     title = f"{algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
     steps = experiment.training.steps
     with Log(folder.path, experiment.logging, steps, title, experiment.evaluation.greedy) as log:
-        result = loop.train(experiment, folder, log)
+        result = loop.train(experiment, folder, log, origin)
         if result.is_finished:
             for draw in (draw_learning_curve, draw_replay):
                 try:
@@ -135,16 +135,6 @@ def _refuse_absent(device: str) -> None:
     kind = torch.device(device).type
     if kind != "cpu" and not getattr(torch, kind).is_available():
         raise ConfigError(f"training.device is {device!r}, and there is none on this machine: take cpu")
-
-
-def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8")
-        draft.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}. Make room, or name another folder") from error
 
 
 # ------------------------------------------------------------------------------------------------------- runs on disk

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 import yaml
@@ -59,7 +59,7 @@ class Experiment:
         except RuntimeError as error:
             raise ConfigError(f"training.device is {self.training.device!r}: give cpu, cuda, cuda:1, ...") from error
 
-    def changed(self, values: Mapping[str, object] | list[tuple[str, object]]) -> Self:
+    def changed(self, values: Mapping[str, object] | list[tuple[str, object]]) -> "Experiment":
         """This experiment with values changed by their dotted path: {"algorithm.lr": 1e-3, "env.agents": 5}.
 
         `env.<option>` is an option of the task; `env.name` takes another task and forgets the options of the old one;
@@ -69,7 +69,7 @@ class Experiment:
         pairs = values.items() if isinstance(values, Mapping) else values
         return self._with(nested((re.sub(r"^env\.options\.", "env.", path), value) for path, value in pairs))
 
-    def _with(self, tree: Tree) -> Self:
+    def _with(self, tree: Tree) -> "Experiment":
         sections = {each.name: getattr(self, each.name) for each in fields(self)}
         new: dict[str, object] = {}
         for name, value in tree.items():

@@ -18,8 +18,15 @@ Metrics = dict[str, Tensor]
 class Learner(Protocol):
     """One algorithm at work: its networks, optimisers and counters."""
 
-    policy: TemporalModule
-    experience: Experience
+    @property
+    def policy(self) -> TemporalModule:
+        """What acts."""
+        ...
+
+    @property
+    def experience(self) -> Experience:
+        """Where collected windows go and batches to learn from come from."""
+        ...
 
     @property
     def fields(self) -> Mapping[str, Field]:

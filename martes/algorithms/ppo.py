@@ -1,4 +1,4 @@
-"""Proximal policy optimisation for teams: IPPO (local critics) and MAPPO (a central critic); A2C is one epoch, no clip."""
+"""Proximal policy optimisation for teams: IPPO (local critics), MAPPO (a central critic); A2C is one epoch, no clip."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,7 +20,10 @@ from martes.networks import Chain, Critic, Network, Policy, Sharing, clipped_by_
 
 @dataclass(frozen=True)
 class PPO:
-    """Clipped policy gradients from fresh rollouts (Schulman et al. 2017); for teams de Witt et al. 2020 (IPPO), Yu et al. 2022 (MAPPO)."""
+    """Clipped policy gradients from fresh rollouts.
+
+    Source: Schulman et al. 2017; for teams de Witt et al. 2020 (IPPO) and Yu et al. 2022 (MAPPO).
+    """
 
     critic: Literal["local", "central"] = "central"
     """What the critic sees: each agent's own view (IPPO) or the state of the team (MAPPO)."""
@@ -75,7 +78,8 @@ class PPO:
         for name in ("lr", "adam_eps"):
             _refuse(name, getattr(self, name), getattr(self, name) <= 0, "above 0")
         for name in ("clip", "value_clip", "max_grad_norm", "target_kl"):
-            _refuse(name, getattr(self, name), getattr(self, name) is not None and getattr(self, name) <= 0, "above 0, or none")
+            limit = getattr(self, name)
+            _refuse(name, limit, limit is not None and limit <= 0, "above 0, or none")
 
     def learner(self, team: TeamSpec, generator: torch.Generator) -> "PPOLearner":
         """A fresh learner of this team; every random number it ever needs comes from `generator`."""
@@ -99,13 +103,14 @@ class PPOLearner:
         self.experience = Rollouts(config.rollout)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.env_steps = 0
-        self.by = "row" if self.policy.initial_memory(1) != () else "step"
+        self.by: Literal["row", "step"] = "row" if self.policy.initial_memory(1) != () else "step"
 
     @property
     def fields(self) -> Mapping[str, Field]:
         """What acting and learning add to the team's fields."""
+        next_value = "V of the step that follows, or of the real last one where cut"
         learned = {
-            "next_value": Field(writer="the collector", doc="V of the step that follows, or of the real last one where cut"),
+            "next_value": Field(writer="the collector", doc=next_value),
             "advantage": Field(writer="the learner", doc="how much better the action was than the policy's average"),
             "target": Field(writer="the learner", doc="what the value should have been"),
         }
@@ -130,17 +135,17 @@ class PPOLearner:
         self.actor.body.observe(inputs, inputs["agent_mask"])
         self.critic.observe(inputs)
         steps = torch.tensor(float(len(history)))
-        return {name: _mean(history, name) for name in history[0]} | {"gradient_steps": steps, "lr": torch.tensor(lr)}
+        return {name: _mean(history, name) for name in history[0]} | {"gradient_steps": steps, "lr": torch.tensor(lr, dtype=torch.float64)}
 
     def _score(self, batch: Workspace) -> None:
         """Writes advantage and target, A_t = GAE (Schulman et al. 2016) and R_t = A_t + V_t, into the batch."""
-        reward = batch["reward"]
+        reward, value, next_value, cut = batch["reward", "value", "next_value", "cut"]
         if self.config.team_reward:
             alive = batch["agent_mask"][: batch.time]
             reward = masked_mean(reward, alive, dim=-1, keepdim=True).expand_as(reward)
         discount = batch["discount"] * self.config.gamma
-        batch["advantage"] = gae(reward, batch["value"], batch["next_value"], discount, batch["cut"], self.config.gae_lambda)
-        batch["target"] = batch["advantage"] + batch["value"]
+        batch["advantage"] = gae(reward, value, next_value, discount, cut, self.config.gae_lambda)
+        batch["target"] = batch["advantage"] + value
         valued = self._valued(batch)
         if not bool(batch["target"].masked_fill(~valued, 0).isfinite().all()):
             raise NonFiniteError("the target of the value is not finite", batch)
@@ -148,23 +153,25 @@ class PPOLearner:
             self.critic.head.rescale(batch["target"], valued)
 
     def _valued(self, batch: Workspace) -> Tensor:
-        """Where values are learned: an agent's own steps; under a central critic every step of a living team, since the
-        value of a dead member goes on while the team plays on."""
+        """Where values are learned: an agent's own steps; under a central critic every step of a living team.
+
+        The value of a dead member goes on while the team plays on.
+        """
         return batch.mask.any(-1, keepdim=True).expand_as(batch.mask) if self.critic.is_central else batch.mask
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
-        """L = L_clip + c_v L_V - c_H H, each the mean over living agents (Schulman et al. 2017, eq. 9), and what to watch."""
+        """L = L_clip + c_v L_V - c_H H and what to watch, means over living agents (Schulman et al. 2017, eq. 9)."""
         config = self.config
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.autocast):
             new = replay(self.policy, batch, given=(self.actor.choice,))
-        mask = batch.mask
+        mask, valued = batch.mask, self._valued(batch)
         advantage = standardise(batch["advantage"], mask) if config.standardise_advantage else batch["advantage"]
         log_ratio = (new["log_prob"] - batch["log_prob"]).masked_fill(~mask, 0)  # a dead agent's ratio means nothing
         ratio = log_ratio.exp()
         policy_loss = masked_mean(clipped_surrogate(ratio, advantage, config.clip), mask)
         scale = self.critic.head.deviation  # value errors in deviations of the return, whatever the rewards' scale
         value, behaviour_value, target = (each / scale for each in (new["value"], batch["value"], batch["target"]))
-        value_loss = masked_mean(clipped_value_loss(value, behaviour_value, target, config.value_clip), self._valued(batch))
+        value_loss = masked_mean(clipped_value_loss(value, behaviour_value, target, config.value_clip), valued)
         entropy = masked_mean(new["entropy"], mask)
         loss = policy_loss + config.value_weight * value_loss - config.entropy * entropy
         is_clipped = ((ratio - 1).abs() > (config.clip or torch.inf)).float()

@@ -48,6 +48,7 @@ class Train:
 
         given = {"training.steps": self.steps, "training.seed": self.seed}
         changes = [*self.overrides, *((path, Typed(value)) for path, value in given.items() if value is not None)]
+        origin = None
         if self.resume is None:
             preset = self.preset or DEFAULT
             experiment = composed(preset, self.file, changes)
@@ -56,9 +57,9 @@ class Train:
             for name in ("preset", "run_dir", "file"):
                 if getattr(self, name) is not None:
                     raise ConfigError(f"--resume {self.resume} goes on with that run as it is: leave out {name}")
-            folder = api.located(self.resume)[0]
+            folder, origin = api.located(self.resume)
             experiment = api.continued(folder, changes)
-        run = api.trained(experiment, folder)
+        run = api.trained(experiment, folder, origin)
         print(f"run: {folder.path}")
         if run.result is not None and not run.result.is_finished:
             print(f"stopped at step {run.result.steps:,} and saved; go on: martes train --resume {folder.path}")
@@ -212,7 +213,8 @@ class Bench:
 
         results = bench.measured(self.names, self.repeats, self.threads, tables.console())
         if self.output is not None:
-            self.output.write_text(bench.markdown(results) if self.output.suffix == ".md" else bench.as_json(results))
+            told = bench.markdown if self.output.suffix == ".md" else bench.as_json
+            self.output.write_text(told(results, self.threads), encoding="utf-8")
             print(f"written: {self.output}")
         return 0
 

@@ -4,7 +4,7 @@ import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -22,23 +22,23 @@ class Typed(str):
 
 def plain(value: object) -> object:
     """The value in terms of YAML: dataclasses and mappings as dicts, tuples as lists."""
-    if is_dataclass(value) or isinstance(value, Mapping):
+    if is_dataclass(value) or _is_mapping(value):
         return branches(value)
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+    return [plain(each) for each in value] if _is_list(value) else value
 
 
 def branches(node: object) -> dict[str, object]:
     """The plain values of a dataclass in the order of its fields, or of a mapping."""
     names = fields(node) if is_dataclass(node) else ()
-    pairs = node.items() if isinstance(node, Mapping) else ((each.name, getattr(node, each.name)) for each in names)
+    pairs = node.items() if _is_mapping(node) else ((each.name, getattr(node, each.name)) for each in names)
     return {str(name): plain(value) for name, value in pairs}
 
 
 def as_typed(value: object) -> str:
     """The value as one would type it."""
-    if isinstance(value, list | tuple):
-        nests = any(isinstance(each, list | tuple) for each in value)
-        parts = ",".join(f"[{as_typed(each)}]" if isinstance(each, list | tuple) else as_typed(each) for each in value)
+    if _is_list(value):
+        nests = any(_is_list(each) for each in value)
+        parts = ",".join(f"[{as_typed(each)}]" if _is_list(each) else as_typed(each) for each in value)
         return f"[{parts}]" if nests else parts
     return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
@@ -51,7 +51,7 @@ def nested(values: Iterable[tuple[str, object]]) -> dict[str, object]:
         branch = tree
         for each in above:
             inner = branch.setdefault(each, {})
-            if not isinstance(inner, dict):
+            if not _is_branch(inner):
                 raise ConfigError(f"{path} is given, and so is {each}, which holds it: give one of them")
             branch = inner
         if name in branch:
@@ -91,7 +91,7 @@ def converted(kind: object, value: object, path: str, current: object = None) ->
     origin = get_origin(kind)
     if origin in (Union, types.UnionType):
         return _member(get_args(kind), value, path, current)
-    if isinstance(kind, type) and is_dataclass(kind):
+    if _is_config(kind):
         return _dataclass(kind, value, path, current)
     if origin is tuple:
         return _tuple(get_args(kind), value, path)
@@ -114,7 +114,7 @@ def described(kind: object) -> str:
             return " or ".join(str(each) for each in members)
         case origin if origin is tuple:
             return _described_list(members)
-        case origin if isinstance(origin, type) and is_dataclass(origin):
+        case origin if _is_config(origin):
             return f"the fields of {origin.__name__}"
         case origin:
             return _WORDS.get(origin, str(origin))
@@ -132,7 +132,7 @@ def _member(members: tuple[object, ...], value: object, path: str, current: obje
     if is_none and type(None) in members:
         return None
     kinds = [each for each in members if each is not type(None)]
-    if len(kinds) == 1 and is_dataclass(kinds[0]) and isinstance(value, Mapping):
+    if len(kinds) == 1 and _is_config(kinds[0]) and _is_mapping(value):
         return converted(kinds[0], value, path, current)  # its own errors say more
     for each in kinds:
         try:
@@ -146,16 +146,16 @@ def _member(members: tuple[object, ...], value: object, path: str, current: obje
 def _dataclass(kind: type, value: object, path: str, current: object) -> object:
     if isinstance(value, kind):
         return value
-    if not isinstance(value, Mapping):
+    if not _is_mapping(value):
         names = ", ".join(f"{path}.{each.name}" for each in fields(kind))
         raise ConfigError(f"{path} is {_shown(value)}: give its fields one by one: {names}")
-    return changed(current if isinstance(current, kind) else kind(), value, path)
+    return changed(current if isinstance(current, kind) else kind(), _named(value), path)
 
 
 def _tuple(members: tuple[object, ...], value: object, path: str) -> tuple[object, ...]:
     listed = _listed(value) if isinstance(value, Typed) else value
     many = members[-1] is Ellipsis
-    if not isinstance(listed, list | tuple) or not (many or len(listed) == len(members)):
+    if not _is_list(listed) or not (many or len(listed) == len(members)):
         raise ConfigError(f"{path} is {_shown(value)}: it must be {_described_list(members)}")
     pairs = zip(members[:1] * len(listed) if many else members, listed, strict=True)
     return tuple(converted(kind, each, f"{path}[{i}]") for i, (kind, each) in enumerate(pairs))
@@ -169,6 +169,28 @@ def _listed(text: str) -> object:
 
 def _shown(value: object) -> str:
     return repr(str(value)) if isinstance(value, Typed) else repr(value)
+
+
+def _named(mapping: Mapping[object, object]) -> dict[str, object]:
+    """The mapping with text for its keys: YAML reads `1:` as a number."""
+    return {str(name): each for name, each in mapping.items()}
+
+
+# What isinstance finds out, with the types of what is inside spelt out.
+def _is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+    return isinstance(value, Mapping)
+
+
+def _is_branch(value: object) -> TypeGuard[dict[str, object]]:
+    return isinstance(value, dict)
+
+
+def _is_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_config(kind: object) -> TypeGuard[type]:
+    return isinstance(kind, type) and is_dataclass(kind)
 
 
 # Each reader gives [the value], or [] where it takes no such thing.
@@ -203,9 +225,7 @@ def _text(value: object) -> list[str]:
 
 def _mapping(value: object) -> list[dict[str, object]]:
     tree = _understood(value)
-    if not isinstance(tree, Mapping):
-        return []
-    return [{str(name): each for name, each in tree.items()}]
+    return [_named(tree)] if _is_mapping(tree) else []
 
 
 def _anything(value: object) -> list[object]:

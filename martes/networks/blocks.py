@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from martes.networks.sharing import Slots
 from martes.networks.temporal import Inputs
 
 ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_, "gelu": functional.gelu, "silu": functional.silu}
-"""In place where the gradient needs the result alone: large tensors cost their allocation as much as their arithmetic."""
+"""In place where the gradient needs the result alone: to allocate a large tensor costs as much as to compute it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class StackedConvolutions(nn.Module):
 
 
 class ObservationNorm(nn.Module):
-    """Standardised features, by running statistics of each slot. Only `observe` moves them; it is called in `update`."""
+    """Standardised features, by running statistics of each slot. Only `observe`, called in `update`, moves them."""
 
     seen: Tensor
     mean: Tensor
@@ -144,8 +145,10 @@ class StackedGRU(nn.Module):
         self.inward = StackedLinear((fan_in,) * slots, 3 * size, generator, gain=1.0)
         self.recurrent = StackedLinear((size,) * slots, 3 * size, generator, gain=1.0)
 
-    def step(self, x: Float[Tensor, "slot row gates"], h: Float[Tensor, "slot row size"]) -> Float[Tensor, "slot row size"]:
-        """The next memory, `x` being `inward` of the features: r, z = s(x + U h); n = tanh(x + r U h); n + z (h - n)."""
+    def step(
+        self, x: Float[Tensor, "slot row gates"], h: Float[Tensor, "slot row size"]
+    ) -> Float[Tensor, "slot row size"]:
+        """The next memory n + z (h - n), where r, z = s(x + U h) and n = tanh(x + r U h); x is `inward` of features."""
         gates = self.recurrent(h)
         reset, update = torch.sigmoid(x[..., : 2 * self.size] + gates[..., : 2 * self.size]).chunk(2, dim=-1)
         candidate = torch.tanh(torch.addcmul(x[..., 2 * self.size :], reset, gates[..., 2 * self.size :]))
@@ -156,7 +159,12 @@ class Body(nn.Module):
     """Features of what each agent sees, by slot; with a GRU also of what it has seen. Two faces, as every module."""
 
     def __init__(
-        self, parts: Mapping[str, Vector | Image], fan_ins: tuple[int, ...], slots: Slots, network: Network, generator: torch.Generator
+        self,
+        parts: Mapping[str, Vector | Image],
+        fan_ins: tuple[int, ...],
+        slots: Slots,
+        network: Network,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.slots = slots
@@ -165,19 +173,20 @@ class Body(nn.Module):
         self.images = tuple(name for name, part in parts.items() if isinstance(part, Image))
         width = sum(part.size for part in parts.values() if isinstance(part, Vector))
         self.norm = ObservationNorm(slots.count, width) if network.normalise and self.vectors else None
-        self.convolutions = nn.ModuleList(
-            StackedConvolutions(slots.count, part, network.channels, generator) for part in parts.values() if isinstance(part, Image)
-        )
-        seen = sum(each.size for each in self.convolutions if isinstance(each, StackedConvolutions))
+        pictures = [part for part in parts.values() if isinstance(part, Image)]
+        convolutions = [StackedConvolutions(slots.count, each, network.channels, generator) for each in pictures]
+        self.convolutions = nn.ModuleList(convolutions)
+        seen = sum(each.size for each in convolutions)
         own = tuple(seen + fan_in for fan_in in fan_ins)
         widths = network.hidden
         first = StackedLinear(own, widths[0], generator)
-        rest = (StackedLinear((a,) * slots.count, b, generator) for a, b in zip(widths, widths[1:], strict=False))
+        rest = (StackedLinear((a,) * slots.count, b, generator) for a, b in pairwise(widths))
         self.layers = nn.ModuleList((first, *rest))
         self.norms = nn.ModuleList(StackedNorm(slots.count, width) for width in widths if network.layer_norm)
         self.identity = nn.Parameter(torch.zeros(slots.count, slots.width, widths[0])) if network.agent_id else None
-        self.gru = StackedGRU(slots.count, widths[-1], network.memory_size, generator) if network.memory == "gru" else None
-        self.size = network.memory_size if self.gru else widths[-1]
+        remembers = network.memory == "gru"
+        self.gru = StackedGRU(slots.count, widths[-1], network.memory_size, generator) if remembers else None
+        self.size = network.memory_size if remembers else widths[-1]
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -221,19 +230,23 @@ class Body(nn.Module):
         flat = self.slots.stacked(image.flatten(-3))  # slot row (channel height width)
         return layer(flat.unflatten(-1, image.shape[-3:]))
 
+    def _stacked(self, memory: Memory) -> Float[Tensor, "slot row size"]:
+        assert isinstance(memory, Tensor), "the memory of a GRU is one tensor: begin with its initial_memory"
+        return self.slots.stacked(memory)
+
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Float[Tensor, "slot row size"], Memory]:
         """Features of one step and the memory after it; absent agents keep none."""
         x = self.features(inputs)
         if self.gru is None:
             return x, ()
-        h = self.gru.step(self.gru.inward(x), self.slots.stacked(memory))  # pyright: ignore
+        h = self.gru.step(self.gru.inward(x), self._stacked(memory))
         after = self.slots.unstacked(h, inputs["agent_mask"].shape[:1])
         return h, after * inputs["agent_mask"].unsqueeze(-1)
 
     def sequence(
         self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]
     ) -> tuple[Float[Tensor, "slot row size"], Memory]:
-        """Features of a window and the memory after it: everything but the recurrence itself is done for all steps at once."""
+        """Features of a window and the memory after it; all but the recurrence itself is done for all steps at once."""
         x = self.features(inputs)
         if self.gru is None:
             return x, ()
@@ -241,7 +254,7 @@ class Body(nn.Module):
         gates = self.gru.inward(x).unflatten(1, (time, -1))  # slot time (env member) gates
         opens = start.unsqueeze(-1).expand(*start.shape, self.slots.width).reshape(1, time, -1, 1)
         alive = self.slots.stacked(inputs["agent_mask"].unsqueeze(-1)).unflatten(1, (time, -1))
-        h = self.slots.stacked(memory)  # pyright: ignore
+        h = self._stacked(memory)
         steps: list[Tensor] = []
         for t in range(time):
             # A fresh or absent agent starts from zeros: its memory is multiplied away before the step.

@@ -16,7 +16,8 @@ from martes.networks.temporal import Inputs, Outputs, TemporalModule
 class ValueHead(nn.Module):
     """Values in the units of the return, from a linear map whose outputs are standardised.
 
-    `rescale` moves mean and deviation and changes the map so that no value moves: PopArt (van Hasselt et al. 2016, eq. 6-8).
+    `rescale` moves mean and deviation and changes the map so that no value moves (PopArt).
+    Source: van Hasselt et al. 2016, equations 6 to 8.
     """
 
     mean: Tensor
@@ -45,7 +46,7 @@ class ValueHead(nn.Module):
         second = torch.lerp(self.deviation**2 + self.mean**2, seen.square().mean(), step)
         mean = torch.lerp(self.mean, seen.mean(), step)
         deviation = (second - mean**2).clamp(min=1e-4).sqrt()
-        self.linear.weight *= self.deviation / deviation
+        self.linear.weight.mul_(self.deviation / deviation)
         self.linear.bias.copy_((self.linear.bias * self.deviation + self.mean - mean) / deviation)
         self.mean.copy_(mean)
         self.deviation.copy_(deviation)
@@ -61,18 +62,18 @@ class Critic(TemporalModule):
     writes = ("value",)
 
     def __init__(
-        self, team: TeamSpec, network: Network, view: Literal["local", "central"], sharing: Sharing, generator: torch.Generator
+        self,
+        team: TeamSpec,
+        network: Network,
+        view: Literal["local", "central"],
+        sharing: Sharing,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         self.is_central = view == "central"
         if self.is_central:
             self.source = "state" if team.state else "obs"
-            if team.state is None and (set(team.parts) != {"obs"} or not isinstance(team.parts["obs"], Vector)):
-                raise ConfigError(
-                    f"a central critic needs a state vector, or vector observations to join; this team sees {dict(team.parts)}. "
-                    "Give the TeamSpec a state, or take critic=local"
-                )
-            size = team.state.size if team.state else team.parts["obs"].size * team.size  # pyright: ignore
+            size = _joint_size(team)
             self.body = Body({"joint": Vector(size)}, (size,), Slots((0,)), network, generator)
             self.reads = (self.source, "agent_mask")
         else:
@@ -109,10 +110,7 @@ class Critic(TemporalModule):
         if not self.is_central:
             return inputs
         alive = inputs["agent_mask"]
-        if self.source == "state":
-            joint = inputs["state"]
-        else:
-            joint = (inputs["obs"] * alive.unsqueeze(-1)).flatten(-2)
+        joint = inputs["state"] if self.source == "state" else (inputs["obs"] * alive.unsqueeze(-1)).flatten(-2)
         return {"joint": joint.unsqueeze(-2), "agent_mask": alive.any(-1, keepdim=True)}
 
     def observe(self, inputs: Inputs) -> None:
@@ -127,3 +125,15 @@ class Critic(TemporalModule):
             return values.squeeze(-2)
         return values.squeeze(-1) * inputs["agent_mask"]  # what an absent agent may still expect is 0
 
+
+def _joint_size(team: TeamSpec) -> int:
+    """The width of the team's state, or of its joined observations."""
+    if team.state is not None:
+        return team.state.size
+    seen = team.parts.get("obs")
+    if not isinstance(seen, Vector):
+        raise ConfigError(
+            "a central critic needs a state vector, or vector observations to join; "
+            f"this team sees {dict(team.parts)}. Give the TeamSpec a state, or take critic=local"
+        )
+    return seen.size * team.size

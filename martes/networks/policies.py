@@ -16,9 +16,9 @@ Distribution = Categorical | MultiCategorical | SquashedGaussian
 class Policy(TemporalModule):
     """pi(action | what the agent sees and has seen), for every agent of a team at once.
 
-    Given no choice it draws one (the noise is an input; without noise it takes the mode); given `action` (or `sample`, the
-    pre-squash choice of a continuous policy) it scores that. Either way it returns `action`, `log_prob`, `entropy` and,
-    when continuous, `sample`. Logits of actions that do not exist or are illegal are the smallest finite number.
+    Given no choice it draws one (the noise is an input; without noise it takes the mode); given `action` (or `sample`,
+    the pre-squash choice of a continuous policy) it scores that. Either way it returns `action`, `log_prob`, `entropy`
+    and, when continuous, `sample`. Logits of actions that do not exist or are illegal are the smallest finite number.
     """
 
     legal: Tensor
@@ -33,7 +33,7 @@ class Policy(TemporalModule):
         self.body = Body(team.parts, self.slots.widest(team.observation_sizes), self.slots, network, generator)
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())
-        # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, decision on policy initialisation).
+        # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, on the initial policy).
         outputs = self.legal[0].numel()
         self.head = StackedLinear((self.body.size,) * self.slots.count, outputs, generator, gain=0.01)
         self.is_continuous = self.kind is Continuous
@@ -49,7 +49,8 @@ class Policy(TemporalModule):
 
     def fields(self) -> dict[str, Field]:
         """What it adds to a team's schema."""
-        added = {"log_prob": Field(writer="the policy", doc="log-density of the recorded action under the acting policy")}
+        doc = "log-density of the recorded action under the acting policy"
+        added = {"log_prob": Field(writer="the policy", doc=doc)}
         if self.is_continuous:
             added["sample"] = Field(tuple(self.legal.shape[1:]), writer="the policy", doc="the action before squashing")
         return added

@@ -25,7 +25,7 @@ def slot_of_agents(team: TeamSpec, sharing: Sharing) -> tuple[int, ...]:
 
 
 class Slots(nn.Module):
-    """Moves features between the agents' layout `* agent feature` and the layout of stacked parameters `slot row feature`.
+    """The way from the agents' layout `* agent feature` to that of stacked parameters, `slot row feature`, and back.
 
     All agents of a slot lie in one row axis, so a layer is one batched matrix product over slots, whatever the number
     of agents. Slots with fewer members are filled up with copies of their first, whose results go nowhere.
@@ -68,7 +68,9 @@ class Slots(nn.Module):
         stacked = self.stacked(mask.unsqueeze(-1)).squeeze(-1).unflatten(1, (-1, self.width))
         return (stacked & self.is_genuine.view(self.count, 1, self.width)).flatten(1)
 
-    def unstacked(self, x: Float[Tensor, "slot row feature"], lead: tuple[int, ...]) -> Float[Tensor, "*lead agent feature"]:
+    def unstacked(
+        self, x: Float[Tensor, "slot row feature"], lead: tuple[int, ...]
+    ) -> Float[Tensor, "*lead agent feature"]:
         """Back to the agents' layout, `lead` being the leading axes that `stacked` folded."""
         if self.count == 1:
             return x.reshape(*lead, -1, x.shape[-1])
@@ -79,10 +81,8 @@ class Slots(nn.Module):
 
 
 @torch.no_grad()
-def clipped_by_slot(
-    parameters: Iterable[nn.Parameter], slots: int, max_norm: float | None
-) -> Float[Tensor, "slot"]:
-    """The length of each slot's gradient, over all stacked parameters (slot axis first), before it is cut to `max_norm`.
+def clipped_by_slot(parameters: Iterable[nn.Parameter], slots: int, max_norm: float | None) -> Float[Tensor, "slot"]:
+    """The length of each slot's gradient before it is cut to `max_norm`; the slot axis of every parameter comes first.
 
     Agents that share nothing do not dampen each other's steps.
     """

@@ -160,9 +160,9 @@ class Chain(TemporalModule):
         outputs: Outputs = {}
         after: list[Memory] = []
         for module, carried in self._shares(memory):
-            written, carried = module({**inputs, **outputs}, carried, start)
+            written, left = module({**inputs, **outputs}, carried, start)
             outputs.update(written)
-            after.append(carried)
+            after.append(left)
         if len(after) == 1:
             return outputs, after[0]
         return outputs, tuple(after) if memory != () else ()
@@ -220,7 +220,8 @@ def act(
 def _refuse_missing(chain: Chain, workspace: Workspace) -> None:
     for name in (*chain.reads, *chain.writes):
         if name not in workspace:
-            users = [type(module).__name__ for module in chain.members if name in (*module.reads, *module.writes)]  # pyright: ignore
+            modules = chain._modules_in_order()
+            users = [type(each).__name__ for each in modules if name in (*each.reads, *each.writes)]
             raise DataError(
                 f"{' and '.join(users)} need the field {name!r}, which this workspace lacks"
                 f"{nearest(name, workspace.names)}. Extend its schema, or add the module that writes it"

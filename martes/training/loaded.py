@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class LoadedPolicy:
         self._seed = seed
         self.to("cpu")
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str) -> "LoadedPolicy":
         """This policy on `device`, as if it had not acted yet."""
         self._device = torch.device(device)
         self._actor.to(self._device)

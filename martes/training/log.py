@@ -195,7 +195,8 @@ class Log:
 
     def _close_sinks(self) -> None:
         for sink in self._sinks:
-            sink.close()
+            with suppress(OSError):  # every row was flushed: a full disk has nothing more to say
+                sink.close()
         self._sinks = []
 
     def message(self, text: str) -> None:

@@ -14,6 +14,7 @@ def trained(folder: Path, preset: str, seed: int) -> Path:
     """A tiny real run."""
     plan = PRESETS[preset].changed({
         "env.copies": 8, "algorithm.rollout": 25, "algorithm.epochs": 1, "algorithm.minibatches": 1,
+        "algorithm.lr": 0.0005, "evaluation.greedy": True,
         "training.steps": STEPS, "training.seed": seed, "training.threads": 1,
         "evaluation.every": 400, "evaluation.episodes": 4, "logging.every": 200, "logging.tensorboard": False,
         "logging.progress": "none",

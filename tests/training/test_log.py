@@ -231,6 +231,33 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
         log.update(*told(10))
 
 
+FULL = """
+import resource, sys, torch
+from pathlib import Path
+from martes.errors import CheckpointError
+from martes.training.log import Log
+from martes.training.settings import Logging
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+try:
+    logging = Logging(every=1, progress="none", tensorboard=sys.argv[2] == "yes")
+    with Log(Path(sys.argv[1]), logging, 100, "t", True) as log:
+        for step in range(1, 100):
+            log.update(step, {"kl": torch.tensor(float(step))}, {})
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("tensorboard", ["yes", "no"])
+def test_a_disk_that_fills_on_the_way_loses_no_earlier_row(tmp_path, tensorboard):
+    pytest.importorskip("resource", reason="limits of a process are a matter of Unix")
+    command = [sys.executable, "-c", FULL, str(tmp_path), tensorboard]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert ran.stdout.count("\n") == 1 and "cannot write metrics" in ran.stdout and "resume the run" in ran.stdout
+    kept = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in kept] == list(range(1, len(kept) + 1)) and len(kept) > 5
+
+
 def test_the_last_row_of_a_run_that_fails_is_written_and_the_failure_is_the_error_seen(tmp_path):
     with pytest.raises(ZeroDivisionError), log_in(tmp_path) as log:
         log.update(*told(4, kl=1.0))

@@ -84,15 +84,15 @@ def continued(folder: RunFolder, changes: Mapping[str, object] | list[tuple[str,
 
 
 def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str = "") -> RunFolder:
-    """The folder `run_dir`, or a new one named by preset, seed and time. Raises ConfigError where it holds a run."""
+    """The folder `run_dir`, or a new one named by algorithm, task, seed, time. Raises ConfigError if it holds a run."""
     if run_dir is not None:
         folder = RunFolder(run_dir)
         if folder.metrics.exists() or folder.newest_checkpoint() is not None:
             raise ConfigError(f"{run_dir} holds a run: go on with it (--resume {run_dir}), or name another folder")
         return folder
-    task = experiment.env.factory or experiment.env.name
-    name = re.sub(r"[^\w.]+", "-", preset or f"{algorithm_name(experiment.algorithm)}-{task}")
-    name = f"{name}-s{experiment.training.seed}-{strftime('%Y%m%d-%H%M%S')}"
+    algorithm = preset.partition("/")[0] or algorithm_name(experiment.algorithm)
+    title = f"{algorithm} {experiment.env.factory or experiment.env.name} s{experiment.training.seed}"
+    name = re.sub(r"[^\w.]+", "-", f"{title} {strftime('%Y%m%d %H%M%S')}")
     for count in itertools.count(1):
         path = Path("runs", name if count == 1 else f"{name}-{count}")
         try:

@@ -153,9 +153,13 @@ def _environment(current: Environment, tree: Tree) -> Environment:
     """The task changed by a tree whose names are fields of Environment, or else options of the task."""
     own = {each.name for each in fields(Environment)}
     new = changed(current, {name: value for name, value in tree.items() if name in own}, "env")
+    extra = {name: value for name, value in tree.items() if name not in own}
+    twice = extra.keys() & new.options if "options" in tree else ()
+    if twice:
+        raise ConfigError(f"env.{min(twice)} and env.options.{min(twice)} are the same option: give one of them")
     is_same = (new.name, new.factory) == (current.name, current.factory)
     kept = new.options if "options" in tree or is_same else {}
-    return replace(new, options={**kept, **{name: value for name, value in tree.items() if name not in own}})
+    return replace(new, options={**kept, **extra})
 
 
 def _checked_options(env: Environment) -> dict[str, object]:

@@ -29,22 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     With the variable MARTES_DEBUG set, the whole traceback of an error is shown.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # Read by the thread pool when torch is first imported, which is later. Threads that sleep while they wait lose little
-    # on an idle machine; threads that spin run 20 times slower as soon as another process wants a core (docs/benchmarks.md).
+    # Read by the thread pool when torch is first imported, which is later. Threads that sleep while they wait lose
+    # little on an idle machine; threads that spin run 20 times slower as soon as another process wants a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(words)
-    except MartesError as error:
-        if os.environ.get("MARTES_DEBUG"):
-            raise
-        told = " ".join(str(error).split())
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"martes: {told}", style="red", markup=False)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (MartesError, OSError) as error:
+        is_ours = isinstance(error, MartesError)
+        if os.environ.get("MARTES_DEBUG") or not (is_ours or error.filename):
+            raise
+        told = " ".join(str(error).split()) if is_ours else f"{error.filename}: {error.strerror}"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"martes: {told}", style="red", markup=False)
+        return error.exit_code if is_ours else MartesError.exit_code
 
 
 def _run(words: list[str]) -> int:

@@ -35,7 +35,7 @@ class Train:
     seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
     """The one seed; short for --training.seed."""
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """New folder of the run; else runs/<preset>-s<seed>-<time>."""
+    """New folder of the run; else runs/<algorithm>-<task>-s<seed>-<time>."""
     resume: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """Go on with this run, in place of a preset."""
     file: Annotated[Path | None, arg(metavar="YAML", help_behavior_hint="")] = None
@@ -48,11 +48,10 @@ class Train:
 
         given = {"training.steps": self.steps, "training.seed": self.seed}
         changes = [*self.overrides, *((path, Typed(value)) for path, value in given.items() if value is not None)]
-        origin = None
         if self.resume is None:
             preset = self.preset or DEFAULT
             experiment = composed(preset, self.file, changes)
-            folder = api.new_folder(experiment, self.run_dir, preset)
+            folder, origin = api.new_folder(experiment, self.run_dir, preset), None
         else:
             for name in ("preset", "run_dir", "file"):
                 if getattr(self, name) is not None:

@@ -149,10 +149,30 @@ class StackedGRU(nn.Module):
         self, x: Float[Tensor, "slot row gates"], h: Float[Tensor, "slot row size"]
     ) -> Float[Tensor, "slot row size"]:
         """The next memory n + z (h - n), where r, z = s(x + U h) and n = tanh(x + r U h); x is `inward` of features."""
-        gates = self.recurrent(h)
-        reset, update = torch.sigmoid(x[..., : 2 * self.size] + gates[..., : 2 * self.size]).chunk(2, dim=-1)
-        candidate = torch.tanh(torch.addcmul(x[..., 2 * self.size :], reset, gates[..., 2 * self.size :]))
-        return torch.lerp(candidate, h, update)
+        return self._next(*self._split(x), h)
+
+    def sequence(
+        self,
+        x: Float[Tensor, "slot time row gates"],
+        h: Float[Tensor, "slot row size"],
+        keep: Float[Tensor, "#slot time row 1"],
+    ) -> Float[Tensor, "slot time row size"]:
+        """The memory after each step, multiplied by `keep` before it: 0 starts afresh."""
+        steps: list[Tensor] = []
+        # Unbound at once: the gradient of a slice would fill the whole window with zeros at every step.
+        for gates, candidate, kept in zip(*(each.unbind(1) for each in self._split(x)), keep.unbind(1), strict=True):
+            h = self._next(gates, candidate, h * kept)
+            steps.append(h)
+        return torch.stack(steps, dim=1)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gates, candidate = x.split((2 * self.size, self.size), dim=-1)
+        return gates, candidate
+
+    def _next(self, gates: Tensor, candidate: Tensor, h: Tensor) -> Tensor:
+        own_gates, own_candidate = self._split(self.recurrent(h))
+        reset, update = torch.sigmoid(gates + own_gates).chunk(2, dim=-1)
+        return torch.lerp(torch.tanh(torch.addcmul(candidate, reset, own_candidate)), h, update)
 
 
 class Body(nn.Module):
@@ -252,14 +272,10 @@ class Body(nn.Module):
             return x, ()
         time, envs = start.shape
         gates = self.gru.inward(x).unflatten(1, (time, -1))  # slot time (env member) gates
-        opens = start.unsqueeze(-1).expand(*start.shape, self.slots.width).reshape(1, time, -1, 1)
         alive = self.slots.stacked(inputs["agent_mask"].unsqueeze(-1)).unflatten(1, (time, -1))
-        h = self._stacked(memory)
-        steps: list[Tensor] = []
-        for t in range(time):
-            # A fresh or absent agent starts from zeros: its memory is multiplied away before the step.
-            keep = ~opens[:, t] if t == 0 else ~opens[:, t] & alive[:, t - 1]
-            h = self.gru.step(gates[:, t], h * keep)
-            steps.append(h)
-        after = self.slots.unstacked(h, (envs,)) * inputs["agent_mask"][-1].unsqueeze(-1)
-        return torch.stack(steps, dim=1).flatten(1, 2), after
+        opens = start.unsqueeze(-1).expand(*start.shape, self.slots.width).reshape(1, time, -1, 1)
+        # A fresh agent, and one that was absent, starts from zeros; the given memory holds none of the absent.
+        there = torch.cat((torch.ones_like(alive[:, :1]), alive[:, :-1]), dim=1)
+        states = self.gru.sequence(gates, self._stacked(memory), (there & ~opens).to(x.dtype))
+        after = self.slots.unstacked(states[:, -1], (envs,)) * inputs["agent_mask"][-1].unsqueeze(-1)
+        return states.flatten(1, 2), after

@@ -13,7 +13,8 @@ from martes.data.trees import cleared
 from martes.errors import DataError, nearest
 from martes.networks import TemporalModule
 
-Actions = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray]
+Actions = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray | np.generic]
+"""One number an agent is a NumPy scalar by name: the plain integer that environments expect."""
 
 
 class LoadedPolicy:
@@ -110,7 +111,7 @@ def seen_by(team: TeamSpec, obs: object) -> Seen:
         names = tuple(given)
         fields = _joined(team, given)
     else:
-        _refuse_other("field", given, team.parts)
+        _refuse_other("field" if set(given) & set(team.parts) else "field or agent", given, team.parts, team.agents)
         fields = {name: _tensor(name, given[name], (team.size, *_shape(part))) for name, part in team.parts.items()}
     leads = {name: tuple(field.shape[: -1 - len(_shape(team.parts[name]))]) for name, field in fields.items()}
     if len(set(leads.values())) > 1:
@@ -166,7 +167,6 @@ def _in_kind(team: TeamSpec, action: Tensor, seen: Seen) -> Actions:
         own[name] = action.select(len(seen.lead), index)
         if team.action_kind is not Discrete:
             own[name] = own[name][..., : len(team.action_sizes[index])]
-    # An array without axes is not yet the plain integer that environments expect.
     return {name: each.numpy()[()] for name, each in own.items()} if seen.is_numpy else own
 
 
@@ -208,12 +208,12 @@ def _mask(name: str, value: object, *shape: int) -> Bool[Tensor, "..."]:
         raise DataError(f"{name} does not fit {list(whole)}, as the observation asks for") from error
 
 
-def _refuse_other(kind: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raises DataError where a name is unknown, or a known one is missing."""
+def _refuse_other(kind: str, given: Iterable[str], known: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raises DataError where a name is unknown (`others` would have been right, too), or a known one is missing."""
     known = tuple(known)
     for name in given:
         if name not in known:
-            raise DataError(f"no {kind} is called {name!r}{nearest(str(name), known)}")
+            raise DataError(f"no {kind} is called {name!r}{nearest(str(name), (*known, *others))}")
     missing = [name for name in known if name not in tuple(given)]
     if missing:
         raise DataError(f"{kind} {missing[0]!r} is missing: this policy needs {', '.join(known)}")

@@ -46,6 +46,11 @@ class Game(Protocol):
         """`obs` and, where the team has them, `state`, `action_mask`; `agent_mask` only if agents die or join."""
         ...
 
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A game that can show itself; without this it trains, but cannot be watched."""
+
     def frame(self, state: State) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of a state with one environment."""
         ...
@@ -121,7 +126,9 @@ class BatchedEnv:
         return {name: old.index_copy(0, index, new[name]) for name, old in seen.items()}
 
     def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
-        """A picture of copy `index` as it stands."""
+        """A picture of copy `index` as it stands. Raises EnvError where the game draws none."""
+        if not isinstance(self.game, Drawn):
+            raise EnvError(f"{type(self.game).__name__} has no picture of itself: give it frame(state) to watch it play")
         return self.game.frame({name: tensor[index : index + 1].cpu() for name, tensor in self._state.items()})
 
     def close(self) -> None:

@@ -1,0 +1,48 @@
+"""Every preset can be made, and begins to learn what it says."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from martes.envs.catalogue import make_env
+from martes.errors import ConfigError
+from martes.experiment import Experiment
+from martes.presets import ALGORITHMS, DEFAULT, PRESETS, TASKS
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_preset_has_a_learner(task):
+    for algorithm in ALGORITHMS:
+        experiment = PRESETS[f"{algorithm}/{task}"]
+        env = make_env(experiment.env.name, 1, options=experiment.env.options)
+        learner = experiment.algorithm.learner(env.team, torch.Generator())
+        has_memory = learner.policy.initial_memory(1) != ()
+        assert has_memory == algorithm.endswith("-gru")
+        assert experiment.training.steps == TASKS[task]
+        assert Experiment.from_yaml(experiment.to_yaml()) == experiment
+
+
+def test_presets_are_a_mapping():
+    assert DEFAULT in PRESETS
+    assert len(PRESETS) == len(list(PRESETS)) == len(ALGORITHMS) * len(TASKS)
+    assert "mappo/none" not in PRESETS
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mapo/mpe-spread", "'mapo' is unknown; did you mean 'mappo'"),
+        ("mappo/mpe-sprad", "'mpe-sprad' is unknown; did you mean 'mpe-spread'"),
+        ("mappo", "no preset 'mappo' of <algorithm>/<task>"),
+    ],
+)
+def test_an_unknown_preset_is_told_with_the_nearest(name, told):
+    with pytest.raises(ConfigError, match=told):
+        PRESETS[name]
+
+
+def test_listing_names_imports_no_torch():
+    code = "import sys; from martes.presets import PRESETS; list(PRESETS); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -249,5 +249,5 @@ def frames_of(run: Place, episodes: int = 3, greedy: bool | None = None, seed: i
     found = restored(run)
     wanted = found.experiment.evaluation.greedy if greedy is None else greedy
     with closing(found.env):
-        steps = episodes * (found.env.team.episode_limit or 100)
-        return replay_frames(found.policy, found.env, steps, wanted, seed_of(seed, "play"))
+        steps = episodes * (found.env.team.episode_limit or 200)
+        return replay_frames(found.policy, found.env, steps, wanted, seed_of(seed, "play"), episodes)

@@ -150,8 +150,10 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, ...]:
 # ------------------------------------------------------------------------------------- against the original packages
 def _spread(repeats: int) -> list[Measurement]:
     def original() -> Side:
-        simple_spread = require("mpe2.simple_spread_v3", "mpe")
-        env = simple_spread.parallel_env(N=3, max_cycles=25)
+        require("mpe2", "mpe")
+        from mpe2 import simple_spread_v3
+
+        env = simple_spread_v3.parallel_env(N=3, max_cycles=25)
         env.reset(seed=0)
         actions = torch.randint(5, (1000, 3), generator=torch.Generator().manual_seed(0)).tolist()
 

@@ -12,6 +12,7 @@ import tests.checked  # noqa: F401
 
 install_import_hook("martes", "tests.checked.types")  # before anything imports martes
 
+import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -62,6 +63,14 @@ def global_randomness_unused() -> Iterator[None]:
     before = global_states()
     yield
     assert global_states() == before, "something drew from a global generator instead of the run's"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Leaves shapes and types unchecked, which takes half of the time: for what other tests run with checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

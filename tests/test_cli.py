@@ -11,7 +11,6 @@ from PIL import Image
 
 from martes.cli import main
 from martes.cli.words import split
-from martes.data.conversion import Typed
 from martes.errors import CheckpointError, ConfigError, MartesError
 from martes.training.rows import read_rows
 
@@ -126,9 +125,9 @@ def test_evaluate(run, capsys):
 
 def test_play(run, tmp_path, capsys):
     film = tmp_path / "film.gif"
-    assert main(["play", str(run), "--episodes", "1", "--output", str(film), "--no-window"]) == 0
+    assert main(["play", str(run), "--episodes", "2", "--output", str(film), "--no-window"]) == 0
     assert capsys.readouterr().out == f"replay: {film}\n"
-    assert Image.open(film).n_frames >= 2
+    assert 2 <= Image.open(film).n_frames <= 4  # two episodes of two steps; equal pictures are one
     assert main(["play", str(run), "--output", "film.txt"]) == ConfigError.exit_code
     assert "end its name with .gif or .mp4" in told(capsys)
 
@@ -143,12 +142,16 @@ def test_report(run, tmp_path, capsys):
 
 
 def test_sweep_trains_all_and_does_nothing_twice(tmp_path, capsys):
-    words = ["sweep", "ippo/two-step", "ia2c/climbing", "--seeds", "2", "--processes", "2"]
+    words = ["sweep", "ippo/two-step", "--seeds", "4", "7", "--processes", "2"]
     words += ["--run-dir", str(tmp_path / "sweep"), "training.steps=40", *TINY]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "| ppo on two-step" in out
-    rows = [tmp_path / f"sweep/{name}/seed-{seed}/metrics.jsonl" for name in ("ippo/two-step", "ia2c/climbing") for seed in (0, 1)]
+    rows = [
+        tmp_path / f"sweep/{name}/seed-{seed}/metrics.jsonl"
+        for name in ("ippo/two-step", "ia2c/climbing")
+        for seed in (0, 1)
+    ]
     written = [path.stat().st_mtime_ns for path in rows]
     assert main(words) == 0
     assert [path.stat().st_mtime_ns for path in rows] == written
@@ -191,10 +194,10 @@ def test_bench(tmp_path, capsys):
         (["train", "--resume", "runs/none"], 5, "no run in runs/none"),
         (["train", "training.device=cuda:77"], 2, "training.device is 'cuda:77'"),
         (["train", "a/b", "c/d"], 2, "c/d"),
-        (["evaluate"], 2, "RUN"),
+        (["evaluate"], 2, "martes: Missing from martes evaluate: RUN Run folder"),
         (["evaluate", "runs/none"], 5, "no run in runs/none: there is no config.yaml"),
-        (["evaluate", "x", "--episodes", "few"], 2, "--episodes"),
-        (["evaluate", "x", "k=v"], 2, "k=v"),
+        (["evaluate", "x", "--episodes", "few"], 2, "martes: Error parsing --episodes: invalid literal for int()"),
+        (["evaluate", "x", "k=v"], 2, "martes: Unrecognized options: k=v; see martes evaluate --help"),
         (["list", "enves"], 2, "enves"),
         (["sweep"], 2, "nothing to run"),
         (["bench", "--repeats", "0"], 2, "--repeats is 0"),
@@ -236,7 +239,7 @@ def test_debug_shows_the_traceback(monkeypatch):
         main(["trian"])
 
 
-# -------------------------------------------------------------------------------------------------- words, and processes
+# ------------------------------------------------------------------------------------------------- words, and processes
 @pytest.mark.parametrize(
     ("line", "own", "overrides"),
     [
@@ -255,7 +258,6 @@ def test_words(line, own, overrides):
     rest, found = split(line.split())
     assert rest == own.split()
     assert dict(found) == overrides
-    assert all(isinstance(value, Typed) for _, value in found)
 
 
 def test_the_command_as_a_process(tmp_path):

@@ -1,5 +1,6 @@
 """A game without sense for tests: random observations, masks, deaths and ends, in every kind of action and team."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,9 +43,8 @@ class World:
         if self.has_image:
             sees = {name: {"vector": vector, "camera": Image((3, 8, 8))} for name, vector in sees.items()}
         acts = {name: self._action(name.startswith("big")) for name in names}
-        return TeamSpec.of_agents(
-            sees, acts, state=Vector(9) if self.has_state else None, episode_limit=self.limit, masks_actions=self.has_masks
-        )
+        state = Vector(9) if self.has_state else None
+        return TeamSpec.of_agents(sees, acts, state=state, episode_limit=self.limit, masks_actions=self.has_masks)
 
     def initial(self, envs: int, generator: torch.Generator) -> State:
         return self._drawn(envs, generator, torch.ones(envs, self.agents, dtype=torch.bool))
@@ -102,3 +102,11 @@ WORLDS = {
     "one-agent": World("continuous", agents=1),
     "image": World(has_image=True, is_unequal=True),
 }
+
+
+def crossed(ones: Sequence[str], others: Sequence[str], thirds: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Each of the first with each of the second, the third in turn: every pair of two meets, at no more cases.
+
+    `thirds` is no longer than the other two.
+    """
+    return [(one, two, thirds[(i + j) % len(thirds)]) for i, one in enumerate(ones) for j, two in enumerate(others)]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import Field, fields, replace
 from io import StringIO
+from itertools import groupby
 from typing import Any, get_args
 
 import tyro
@@ -104,6 +105,7 @@ def _flags(option: Field) -> tuple[str, ...]:
 
 
 def _first_rows(box: str) -> str:
-    """What a framed message says first, without its frame and title."""
-    rows = [row.strip("│╭╮╰╯─ ") for row in box.splitlines()[1:]]
-    return " ".join(rows[: rows.index("")] if "" in rows else rows)
+    """What a framed message says first, without its title and its frame, which is drawn in lines or in dashes."""
+    rows = (row.strip("│╭╮╰╯─ ") for row in box.strip().splitlines()[1:])
+    blocks = groupby(rows, key=lambda row: bool(row.strip("-")))
+    return " ".join(next(block for is_text, block in blocks if is_text))

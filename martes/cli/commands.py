@@ -8,7 +8,6 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from martes.cli import tables
 from martes.cli.words import Overrides
-from martes.data.conversion import Typed
 from martes.errors import ConfigError, MartesError
 from martes.presets import DEFAULT
 
@@ -46,8 +45,7 @@ class Train:
         """Trains, and says where the results lie."""
         from martes import api
 
-        given = {"training.steps": self.steps, "training.seed": self.seed}
-        changes = [*self.overrides, *((path, Typed(value)) for path, value in given.items() if value is not None)]
+        changes = typed(*self.overrides, ("training.steps", self.steps), ("training.seed", self.seed))
         if self.resume is None:
             preset = self.preset or DEFAULT
             experiment = composed(preset, self.file, changes)
@@ -118,7 +116,7 @@ class Play:
     output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="(default: <RUN>/replay.gif)")] = None
     """Name of the film, ending with .gif or .mp4."""
     episodes: int = 3
-    """Episodes of the longest length."""
+    """Episodes; of a task without an end, 200 steps each."""
     greedy: Flag = False
     """Take the most probable action. Without this or --sample: as in the run's own evaluations."""
     sample: Flag = False
@@ -164,7 +162,7 @@ class Sweep:
 
         seeds = range(self.seeds[0]) if len(self.seeds) == 1 else self.seeds
         jobs = [
-            Job(preset, composed(preset, None, [*self.overrides, ("training.seed", seed)]))
+            Job(preset, composed(preset, None, typed(*self.overrides, ("training.seed", str(seed)))))
             for preset in self.presets
             for seed in seeds
         ]
@@ -246,6 +244,13 @@ class Report:
 COMMANDS: dict[str, type] = {
     each.__name__.lower(): each for each in (Train, Evaluate, Play, Sweep, List, Bench, Report)
 }
+
+
+def typed(*pairs: tuple[str, str | None]) -> list[tuple[str, object]]:
+    """Those of the pairs that have a value, as typed by a person."""
+    from martes.data.conversion import Typed
+
+    return [(path, Typed(value)) for path, value in pairs if value is not None]
 
 
 def composed(preset: str, file: Path | None, changes: list[tuple[str, object]]) -> "Experiment":

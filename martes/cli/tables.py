@@ -11,7 +11,6 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from martes.data.conversion import as_typed, described
 from martes.presets import ALGORITHMS, DEFAULT, TASKS
 
 if TYPE_CHECKING:
@@ -78,6 +77,7 @@ LISTED: Mapping[str, Callable[[], Group]] = {
 
 def settings(experiment: "Experiment") -> list[Group]:
     """A table for each section of an experiment: every value that can be changed, as it is, and what it means."""
+    from martes.data.conversion import as_typed, described
     from martes.experiment import settings_of
 
     sections: dict[str, Table] = {}

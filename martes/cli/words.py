@@ -3,9 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from martes.data.conversion import Typed
-
-Overrides = tuple[tuple[str, object], ...]
+Overrides = tuple[tuple[str, str], ...]
 """Paths into an experiment and their values: `algorithm.lr`, `1e-3`."""
 
 _ASSIGNED = re.compile(r"(?:--(?=[^=]*\.))?([A-Za-z_][\w.-]*)=(.*)", re.DOTALL)
@@ -20,13 +18,13 @@ def split(words: Sequence[str]) -> tuple[list[str], Overrides]:
     it is true, and `--logging.no-csv` is false.
     """
     own: list[str] = []
-    overrides: list[tuple[str, object]] = []
+    overrides: list[tuple[str, str]] = []
     position = 0
     while position < len(words):
         word = words[position]
         position += 1
         if assigned := _ASSIGNED.fullmatch(word):
-            overrides.append((_path(assigned[1]), Typed(assigned[2])))
+            overrides.append((_path(assigned[1]), assigned[2]))
         elif flag := _FLAG.fullmatch(word):
             end = _end_of_values(words, position)
             overrides.append(_flagged(flag[1], words[position:end]))
@@ -40,11 +38,11 @@ def _path(name: str) -> str:
     return name.replace("-", "_")
 
 
-def _flagged(name: str, values: Sequence[str]) -> tuple[str, Typed]:
+def _flagged(name: str, values: Sequence[str]) -> tuple[str, str]:
     if values:
-        return _path(name), Typed(" ".join(values))
+        return _path(name), " ".join(values)
     is_negated = ".no-" in name
-    return _path(name.replace(".no-", ".")), Typed("false" if is_negated else "true")
+    return _path(name.replace(".no-", ".")), "false" if is_negated else "true"
 
 
 def _end_of_values(words: Sequence[str], first: int) -> int:

@@ -65,14 +65,22 @@ def shots(policy: TemporalModule, env: VectorEnv, steps: int, greedy: bool = Tru
 
 
 def replay_frames(
-    policy: TemporalModule, env: VectorEnv, steps: int, greedy: bool = True, seed: int = 0
+    policy: TemporalModule,
+    env: VectorEnv,
+    steps: int,
+    greedy: bool = True,
+    seed: int = 0,
+    episodes: int | None = None,
 ) -> list[Picture]:
     """Pictures of `steps` steps of the first copy of `env`: its state, and below it what the action taken there earned.
 
-    The last picture of an episode is repeated a few times, so that one sees how it ended.
+    They end earlier where so many `episodes` have. The last picture of an episode is repeated a few times, so that one
+    sees how it ended.
     """
     frames: list[Picture] = []
     for shot in shots(policy, env, steps, greedy, seed):
+        if episodes is not None and shot.episode > episodes:
+            break
         frames += [_captioned(shot)] * (_HELD if shot.is_last else 1)
     return frames
 

@@ -11,14 +11,15 @@ from martes.envs.batched.engine import BatchedEnv
 from martes.errors import ConfigError, NonFiniteError
 from martes.networks import Network
 from martes.training.collect import Collector
-from tests.worlds import WORLDS, World
+from tests.worlds import WORLDS, World, crossed
 
 SMALL = Network(hidden=(16,), layer_norm=True)
 GRU = replace(SMALL, memory="gru", memory_size=12, normalise=True)
+NETWORKS = {"mlp": SMALL, "gru": GRU}
 
 
-def collected(world: World, config: PPO, windows: int = 1, envs: int = 6) -> tuple[PPOLearner, Workspace, Collector]:
-    """A learner and the last of `windows` rollouts, all but the last learned from."""
+def collecting(world: World, config: PPO, windows: int = 1, envs: int = 6) -> tuple[PPOLearner, Workspace, Collector]:
+    """A learner, the last of `windows` rollouts, all but it learned from, and where the next one comes from."""
     env = BatchedEnv(world, envs)
     learner = config.learner(env.team, torch.Generator().manual_seed(0))
     collector = Collector(env, learner, torch.Generator().manual_seed(1))
@@ -30,29 +31,33 @@ def collected(world: World, config: PPO, windows: int = 1, envs: int = 6) -> tup
     return learner, window, collector
 
 
-@pytest.mark.parametrize("network", [SMALL, GRU], ids=["mlp", "gru"])
-@pytest.mark.parametrize("critic", ["local", "central"])
-@pytest.mark.parametrize("world", [each for name, each in WORLDS.items() if name != "image"], ids=[n for n in WORLDS if n != "image"])
-def test_ratio_is_one_on_every_sample_before_the_first_step(world: World, critic: str, network: Network) -> None:
-    config = PPO(critic=critic, network=network, sharing="group", rollout=9, normalise_value=False)  # pyright: ignore
-    learner, window, _ = collected(world, config, windows=3)
+def collected(world: World, config: PPO, windows: int = 1, envs: int = 6) -> tuple[PPOLearner, Workspace]:
+    """A learner and the last of `windows` rollouts, all but it learned from."""
+    return collecting(world, config, windows, envs)[:2]
+
+
+@pytest.mark.usefixtures("unchecked")  # the next test, and the matrix of contracts, take the same ways with checks
+@pytest.mark.parametrize(("world", "network", "critic"), crossed([*WORLDS], [*NETWORKS], ["local", "central"]))
+def test_ratio_is_one_on_every_sample_before_the_first_step(world: str, network: str, critic: str) -> None:
+    view = "local" if WORLDS[world].has_image else critic  # joined pictures have no central critic
+    config = PPO(critic=view, network=NETWORKS[network], sharing="group", rollout=9, normalise_value=False)  # pyright: ignore
+    learner, window = collected(WORLDS[world], config, windows=3)
     learner._score(window)
     taught = window.subset((*learner.policy.reads, *learner.policy.writes, "start", "advantage", "target"))
     for part in taught.minibatches(3, learner.by, learner.generator):
         _, metrics = learner.loss(part)
         assert abs(metrics["kl"]) < 1e-6 and metrics["clip_fraction"] == 0
-        # With ratio 1 and standardised advantages the policy loss is minus their mean, which is 0; the value loss is that of V.
+        # Standardised advantages have mean 0, and so has the policy loss at ratio 1; the value loss is that of V.
         assert abs(metrics["policy_loss"]) < 1e-4
         error = (part["value"] - part["target"]).square()[learner._valued(part)].mean() / 2
         assert torch.allclose(metrics["value_loss"], error, rtol=1e-3)
 
 
-@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
-@pytest.mark.parametrize("network", [SMALL, GRU], ids=["mlp", "gru"])
-@pytest.mark.parametrize("sharing", ["shared", "group", "agent"])
-def test_two_updates_move_every_parameter(world: World, sharing: str, network: Network) -> None:
-    config = PPO(critic="local", sharing=sharing, network=replace(network, agent_id=True), rollout=8, minibatches=2)  # pyright: ignore
-    learner, window, collector = collected(world, config)
+@pytest.mark.parametrize(("world", "sharing", "network"), crossed([*WORLDS], ["shared", "group", "agent"], [*NETWORKS]))
+def test_two_updates_move_every_parameter(world: str, sharing: str, network: str) -> None:
+    told = replace(NETWORKS[network], agent_id=True)
+    config = PPO(critic="local", sharing=sharing, network=told, rollout=8, minibatches=2)  # pyright: ignore
+    learner, window, collector = collecting(WORLDS[world], config)
     before = {name: value.clone() for name, value in learner.policy.named_parameters()}
     learner.update(window)
     learner.update(collector.collect())
@@ -70,8 +75,9 @@ def hand_made(learner: PPOLearner, window: Workspace) -> Workspace:
 
 
 def test_loss_is_the_papers_by_hand() -> None:
-    config = PPO(standardise_advantage=False, normalise_value=False, entropy=0.1, value_weight=0.5, clip=0.2, value_clip=0.3)
-    learner, window, _ = collected(World(), config)
+    config = PPO(standardise_advantage=False, normalise_value=False, entropy=0.1, value_clip=0.3)
+    assert config.clip == 0.2 and config.value_weight == 0.5
+    learner, window = collected(World(), config)
     part = hand_made(learner, window)
     new, old = part["log_prob"], part["log_prob"].clone()
     new_value = part["value"].clone()
@@ -94,8 +100,9 @@ def test_loss_is_the_papers_by_hand() -> None:
 
 
 def test_one_epoch_without_clip_is_the_plain_policy_gradient() -> None:
-    config = PPO(epochs=1, minibatches=1, clip=None, value_clip=None, entropy=0, value_weight=0, standardise_advantage=False)
-    learner, window, _ = collected(World(), config)
+    plain = {"epochs": 1, "minibatches": 1, "clip": None, "value_clip": None, "entropy": 0.0, "value_weight": 0.0}
+    config = PPO(standardise_advantage=False, **plain)
+    learner, window = collected(World(), config)
     part = hand_made(learner, window)
     loss, _ = learner.loss(part)
     loss.backward()
@@ -110,7 +117,7 @@ def test_one_epoch_without_clip_is_the_plain_policy_gradient() -> None:
 
 def test_what_masked_entries_hold_changes_nothing() -> None:
     config = PPO(critic="local", network=SMALL, rollout=8)
-    learner, window, _ = collected(WORLDS["dying"], config)
+    learner, window = collected(WORLDS["dying"], config)
     learner._score(window)
     dead = ~window.mask
     assert dead.any()
@@ -129,7 +136,7 @@ def test_what_masked_entries_hold_changes_nothing() -> None:
 
 
 def test_time_limit_bootstraps_from_the_real_last_observation() -> None:
-    learner, window, collector = collected(World(has_state=True, ends=0.0, limit=4), PPO(critic="local", rollout=6))
+    learner, window = collected(World(has_state=True, ends=0.0, limit=4), PPO(critic="local", rollout=6))
     finals: dict[int, torch.Tensor] = {}
     env = BatchedEnv(World(has_state=True, ends=0.0, limit=4), 6)
     env.reset(2)
@@ -149,7 +156,7 @@ def test_time_limit_bootstraps_from_the_real_last_observation() -> None:
 
 def test_gru_bootstraps_with_the_memory_before_the_reset() -> None:
     world = World(ends=0.0, limit=4)
-    learner, window, _ = collected(world, PPO(critic="local", network=GRU, rollout=4))
+    learner, window = collected(world, PPO(critic="local", network=GRU, rollout=4))
     inputs = {name: window[name][:4] for name in learner.critic.reads}
     _, memory = learner.critic.sequence(inputs, window.memory[1], window["start"][:4])
     env = BatchedEnv(world, 6)
@@ -164,34 +171,36 @@ def test_gru_bootstraps_with_the_memory_before_the_reset() -> None:
 def test_ends_in_one_copy_leave_the_others_alone() -> None:
     """Ten ends in the window are ten cuts, and the advantages are those of each episode alone, in float64."""
     config = PPO(critic="local", rollout=50, gamma=0.9, gae_lambda=0.8)
-    learner, window, _ = collected(World(ends=0.15, limit=9), config, envs=3)
+    learner, window = collected(World(ends=0.15, limit=9), config, envs=3)
     learner._score(window)
     assert window["cut"].sum() >= 10
     for env in range(3):
         for agent in range(3):
             advantage = 0.0
             for t in reversed(range(50)):
-                r, v, nv, d = (window[k][t, env, agent].double().item() for k in ("reward", "value", "next_value", "discount"))
+                terms = window["reward", "value", "next_value", "discount"]
+                r, v, nv, d = (each[t, env, agent].double().item() for each in terms)
                 delta = r + 0.9 * d * nv - v
                 advantage = delta + (0.0 if window["cut"][t, env] else 0.9 * 0.8 * d * advantage)
                 assert abs(advantage - window["advantage"][t, env, agent].item()) < 1e-4
 
 
 def test_kl_stops_the_passes() -> None:
-    learner, window, _ = collected(World(), PPO(lr=0.05, target_kl=1e-4, epochs=10, minibatches=2))
+    learner, window = collected(World(), PPO(lr=0.05, target_kl=1e-4, epochs=10, minibatches=2))
     assert learner.update(window)["gradient_steps"] == 2
-    learner, window, _ = collected(World(), PPO(lr=1e-6, target_kl=1.0, epochs=3, minibatches=2))
+    learner, window = collected(World(), PPO(lr=1e-6, target_kl=1.0, epochs=3, minibatches=2))
     assert learner.update(window)["gradient_steps"] == 6
 
 
 def test_step_size_falls_to_zero() -> None:
-    learner, window, collector = collected(World(), PPO(lr=1e-3, rollout=8, anneal_steps=96))
+    learner, window, collector = collecting(World(), PPO(lr=1e-3, rollout=8, anneal_steps=96))
     sizes = [learner.update(window)["lr"].item()] + [learner.update(collector.collect())["lr"].item() for _ in range(3)]
     assert sizes == pytest.approx([1e-3, 5e-4, 0.0, 0.0])
 
 
 def test_metrics_are_means_over_minibatches() -> None:
-    learner, window, _ = collected(World(), PPO(lr=1e-12, epochs=1, minibatches=4, standardise_advantage=False, value_clip=None))
+    config = PPO(lr=1e-12, epochs=1, minibatches=4, standardise_advantage=False, value_clip=None)
+    learner, window = collected(World(), config)
     metrics = learner.update(window)
     whole = learner.loss(window)[1]
     assert torch.allclose(metrics["value_loss"], whole["value_loss"], rtol=1e-3)
@@ -199,7 +208,7 @@ def test_metrics_are_means_over_minibatches() -> None:
 
 
 def test_team_reward_is_the_mean_of_the_living() -> None:
-    learner, window, _ = collected(WORLDS["dying"], PPO(team_reward=True, gamma=0.0, normalise_value=False, rollout=8))
+    learner, window = collected(WORLDS["dying"], PPO(team_reward=True, gamma=0.0, normalise_value=False, rollout=8))
     learner._score(window)
     alive = window["agent_mask"][:8]
     mean = (window["reward"] * alive).sum(-1) / alive.sum(-1).clamp(min=1)
@@ -208,7 +217,7 @@ def test_team_reward_is_the_mean_of_the_living() -> None:
 
 @pytest.mark.parametrize("name", ["reward", "log_prob"])
 def test_a_loss_that_is_not_finite_stops_before_anything_is_learned(name: str) -> None:
-    learner, window, _ = collected(World(), PPO(minibatches=1, normalise_value=False))
+    learner, window = collected(World(), PPO(minibatches=1, normalise_value=False))
     before = [p.clone() for p in learner.policy.parameters()]
     window[name][0, 0] = torch.nan
     with pytest.raises(NonFiniteError) as caught:
@@ -219,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_learned(name: str) -
 
 def test_state_dict_continues_bit_for_bit() -> None:
     config = PPO(network=GRU, rollout=8, anneal_steps=10_000)
-    learner, window, collector = collected(World(), config)
+    learner, window, collector = collecting(World(), config)
     learner.update(window)
     twin = config.learner(World().team, torch.Generator().manual_seed(99))
     twin.load_state_dict(learner.state_dict())
@@ -231,19 +240,30 @@ def test_state_dict_continues_bit_for_bit() -> None:
 
 
 def test_learning_draws_from_no_global_generator(global_randomness_unused: None) -> None:
-    learner, window, _ = collected(WORLDS["continuous"], PPO(rollout=8))
+    learner, window = collected(WORLDS["continuous"], PPO(rollout=8))
     learner.update(window)
 
 
 def test_autocast_learns() -> None:
-    learner, window, _ = collected(World(), PPO(rollout=8, autocast=True))
+    learner, window = collected(World(), PPO(rollout=8, autocast=True))
     metrics = learner.update(window)
     assert all(torch.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"rollout": 0}, {"epochs": 0}, {"minibatches": -1}, {"gamma": 1.5}, {"gae_lambda": -0.1}, {"lr": 0.0}, {"clip": 0.0}]
+    "wrong",
+    [
+        {"rollout": 0},
+        {"epochs": 0},
+        {"minibatches": -1},
+        {"gamma": 1.5},
+        {"gae_lambda": -0.1},
+        {"lr": 0.0},
+        {"adam_eps": -1.0},
+        {"clip": 0.0},
+        {"target_kl": -0.1},
+    ],
 )
 def test_impossible_values_are_refused_by_name(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match=f"algorithm.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=rf"algorithm\.{next(iter(wrong))}"):
         PPO(**wrong)

@@ -1,4 +1,4 @@
-"""The matrix: every listed algorithm in every kind of world trains two updates and moves every parameter, or says why not."""
+"""The matrix: every algorithm in every kind of world trains two updates and moves every parameter, or says why not."""
 
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -51,7 +51,8 @@ REFUSED = {  # (algorithm, column) -> the error that says what to do
 
 def configured(name: str, changes: dict[str, Any]) -> Any:
     config: Any = algorithm_named(name)
-    network = replace(config.network, hidden=(8,), memory_size=6, channels=(4,), agent_id=True, memory=changes.get("memory", "none"))
+    memory = changes.get("memory", "none")
+    network = replace(config.network, hidden=(8,), memory=memory, memory_size=6, channels=(4,), agent_id=True)
     return replace(config, network=network, rollout=8, **{k: v for k, v in changes.items() if k != "memory"})
 
 
@@ -106,7 +107,10 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_parameters_of_two_seeds_are_as_committed(name: str, snapshot: Any) -> None:
-    """A change of what an algorithm computes is seen here, and said in the commit. Rounded: processors differ in the last bits."""
+    """A change of what an algorithm computes is seen here, and said in the commit.
+
+    Rounded: processors differ in the last bits.
+    """
     lines = []
     for seed in (0, 1):
         env = BatchedEnv(World(has_masks=True), 4)

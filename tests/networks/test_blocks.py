@@ -36,7 +36,8 @@ def test_gru_is_torchs() -> None:
 def test_parameters_are_counted_by_the_formula(hidden: tuple[int, ...], slot_of_agent: tuple[int, ...]) -> None:
     layers = sum((a + 1) * b for a, b in zip((3, *hidden), hidden, strict=False))
     gru = 3 * 7 * (hidden[-1] + 1) + 3 * 7 * (7 + 1)
-    made = body(Network(hidden=hidden, memory="gru", memory_size=7, layer_norm=True, agent_id=True), None, slot_of_agent)
+    network = Network(hidden=hidden, memory="gru", memory_size=7, layer_norm=True, agent_id=True)
+    made = body(network, None, slot_of_agent)
     identity = 2 * hidden[0]
     slots = max(slot_of_agent) + 1
     assert sum(p.numel() for p in made.parameters()) == slots * (layers + gru + 2 * sum(hidden)) + identity
@@ -94,5 +95,5 @@ def test_normalised_features_have_unit_moments() -> None:
 
 @pytest.mark.parametrize("wrong", [{"hidden": ()}, {"hidden": (0,)}, {"memory_size": 0}, {"channels": (-1,)}])
 def test_impossible_networks_are_refused(wrong: dict) -> None:
-    with pytest.raises(ConfigError, match=f"network.{next(iter(wrong))}"):
+    with pytest.raises(ConfigError, match=rf"network\.{next(iter(wrong))}"):
         Network(**wrong)

@@ -13,8 +13,9 @@ from martes.networks.critics import ValueHead
 from tests.worlds import World
 
 
-def critic(view: str, world: World = World(), network: Network = Network(hidden=(8,))) -> Critic:
-    return Critic(world.team, network, view, "shared", torch.Generator().manual_seed(0))  # pyright: ignore
+def critic(view: str, world: World | None = None) -> Critic:
+    team = (world or World()).team
+    return Critic(team, Network(hidden=(8,)), view, "shared", torch.Generator().manual_seed(0))  # pyright: ignore
 
 
 @given(st.floats(-100, 100), st.floats(0.01, 100), st.integers(1, 5))

@@ -100,9 +100,8 @@ def test_each_slot_is_clipped_alone() -> None:
 @pytest.mark.parametrize("sharing", ["shared", "group", "agent"])
 def test_kernels_do_not_multiply_with_agents(sharing: str) -> None:
     def kernels(agents: int) -> int:
-        team = TeamSpec.of_agents(
-            {f"{'ab'[i % 2]}_{i}": Vector(4) for i in range(agents)}, {f"{'ab'[i % 2]}_{i}": Discrete(3) for i in range(agents)}
-        )
+        names = [f"{'ab'[i % 2]}_{i}" for i in range(agents)]
+        team = TeamSpec.of_agents(dict.fromkeys(names, Vector(4)), dict.fromkeys(names, Discrete(3)))
         policy = Policy(team, Network(memory="gru"), sharing, torch.Generator())  # pyright: ignore
         inputs = {"obs": torch.randn(2, agents, 4), "agent_mask": torch.ones(2, agents, dtype=torch.bool)}
         with profile(activities=[ProfilerActivity.CPU]) as recorder:

@@ -13,7 +13,7 @@ from martes.data.trees import leaves
 from martes.envs.batched.engine import BatchedEnv
 from martes.errors import DataError
 from martes.networks import Chain, Critic, Network, Policy, TemporalModule, act, replay
-from tests.worlds import WORLDS, World
+from tests.worlds import WORLDS, World, crossed
 
 NETWORKS = {
     "mlp": Network(hidden=(16, 16), layer_norm=True, agent_id=True),
@@ -21,7 +21,9 @@ NETWORKS = {
 }
 
 
-def recorded(world: World, network: Network, sharing: str = "group", time: int = 12, envs: int = 4) -> tuple[Chain, Workspace]:
+def recorded(
+    world: World, network: Network, sharing: str = "group", time: int = 12, envs: int = 4
+) -> tuple[Chain, Workspace]:
     """A policy and critics of both views, and a window in which they acted."""
     generator = torch.Generator().manual_seed(7)
     env = BatchedEnv(world, envs)
@@ -30,7 +32,8 @@ def recorded(world: World, network: Network, sharing: str = "group", time: int =
         actor.head.weight.mul_(100)  # a policy that is far from uniform
     critic = Critic(env.team, network, "central" if world.has_state else "local", sharing, generator)
     policy = Chain(actor, critic)
-    schema = Schema.from_team(env.team).extended(**actor.fields(), **critic.fields(), entropy=Field(writer="the policy"))
+    written = actor.fields() | critic.fields() | {"entropy": Field(writer="the policy")}
+    schema = Schema.from_team(env.team).extended(**written)
     workspace = Workspace(schema, time=time, envs=envs)
     first = env.reset(3)
     workspace.write(0, {**first.seen, "start": first.start})
@@ -42,11 +45,9 @@ def recorded(world: World, network: Network, sharing: str = "group", time: int =
     return chain, workspace
 
 
-@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
-@pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
-@pytest.mark.parametrize("sharing", ["shared", "group", "agent"])
-def test_sequence_is_the_loop_of_step_and_of_what_acted(world: World, network: Network, sharing: str) -> None:
-    chain, workspace = recorded(world, network, sharing)
+@pytest.mark.parametrize(("world", "sharing", "network"), crossed([*WORLDS], ["shared", "group", "agent"], [*NETWORKS]))
+def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str, network: str) -> None:
+    chain, workspace = recorded(WORLDS[world], NETWORKS[network], sharing)
     choice = chain.members[0].members[0].choice
     whole = replay(chain, workspace, given=(choice,))
     loop = replay(chain, workspace, given=(choice,), stepwise=True)
@@ -116,8 +117,8 @@ def test_only_legal_actions_are_drawn(world: World) -> None:
         low, high = team.bounds
         assert ((action >= low) & (action <= high)).all()
         return
-    sizes = torch.tensor([[*sizes, *[1] * (3 - len(sizes))] for sizes in team.action_sizes]) if world.kind == "multi" else None
-    if sizes is not None:
+    if world.kind == "multi":
+        sizes = torch.tensor([[*sizes, *[1] * (3 - len(sizes))] for sizes in team.action_sizes])
         assert (action < sizes).all() and (action >= 0).all()
     else:
         legal = team.legal_actions.expand(*action.shape, -1)
@@ -180,9 +181,11 @@ def test_modules_are_reentrant_from_threads() -> None:
     chain, workspace = recorded(WORLDS["discrete"], NETWORKS["gru"])
     alone = replay(chain, workspace, given=("action",))["value"]
     results: list[Tensor] = []
-    threads = [
-        threading.Thread(target=lambda: results.append(replay(chain, workspace, given=("action",))["value"])) for _ in range(4)
-    ]
+
+    def replayed() -> None:
+        results.append(replay(chain, workspace, given=("action",))["value"])
+
+    threads = [threading.Thread(target=replayed) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -209,7 +212,7 @@ def test_chain_refuses_what_cannot_run() -> None:
         Chain(env, env)
     policy = Policy(env.team, NETWORKS["mlp"], "shared", torch.Generator())
     workspace = Workspace(Schema.from_team(env.team), time=2, envs=2)
-    with pytest.raises(DataError, match="Policy need.* 'log_prob'"):
+    with pytest.raises(DataError, match=r"Policy need.* 'log_prob'"):
         act(Chain(env, policy), workspace, 0, 2)
     with pytest.raises(DataError, match="needs an environment"):
         act(Chain(policy), workspace, 0, 2)

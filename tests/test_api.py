@@ -93,9 +93,8 @@ class Undrawn(World):
     [("tests.worlds:World", {"env.ends": 0.3}), ("tests.test_api:vector_env", {"env.ends": 0.2})],
 )
 def test_an_environment_of_ones_own(factory, options, tmp_path):
-    run = martes.train(
-        "ippo/two-step", run_dir=tmp_path / "run", steps=60, **{"env.factory": factory}, **options, **TINY
-    )
+    values = {"env.factory": factory, **options, **TINY}
+    run = martes.train("ippo/two-step", run_dir=tmp_path / "run", steps=60, **values)
     assert run.experiment.env.options == {"ends": options["env.ends"]}
     policy = martes.load(tmp_path / "run")
     assert policy.act(np.zeros((3, 6))).shape == (3,)

@@ -10,6 +10,7 @@ from pathlib import Path
 from time import strftime
 
 import torch
+from torch import Tensor
 
 from martes.algorithms.registry import algorithm_name
 from martes.data import VectorEnv
@@ -179,16 +180,23 @@ def restored(run: Place, copies: int = 1, device: str = "cpu") -> Restored:
     experiment = experiment_of(folder)
     if path is None:
         raise CheckpointError(f"{folder.path} has no checkpoint yet: let it train on (--resume {folder.path})")
-    state = checkpoint.load(path)
+    weights = _weights(path)
     _refuse_absent(device)
     env = made_env(experiment, copies, device)
     policy = experiment.algorithm.learner(env.team, torch.Generator(device)).policy
     try:
-        policy.load_state_dict(state["learner"]["policy"])  # pyright: ignore
-    except (KeyError, TypeError, RuntimeError) as error:
-        told = " ".join(str(error).split())
-        raise CheckpointError(f"{path} holds no policy of the experiment in {folder.config}: {told}") from error
+        policy.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds no policy of the experiment in {folder.config}: {error}") from error
     return Restored(experiment, policy, env, checkpoint.step_of(path))
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The weights of the policy in a checkpoint: what a learner's `state_dict` has under `policy`."""
+    match checkpoint.load(path):
+        case {"learner": {"policy": dict() as weights}}:
+            return {str(name): weight for name, weight in weights.items() if isinstance(weight, Tensor)}
+    raise CheckpointError(f"{path} holds no policy: a learner's state_dict() puts its weights under 'policy'")
 
 
 def made_env(experiment: Experiment, copies: int, device: str = "cpu") -> VectorEnv:

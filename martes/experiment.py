@@ -10,7 +10,7 @@ import yaml
 
 from martes.algorithms.learner import Algorithm
 from martes.algorithms.registry import algorithm_name, algorithm_named
-from martes.data.conversion import Tree, branches, changed, converted, nested, refuse_unknown
+from martes.conversion import Tree, branches, changed, converted, nested, refuse_unknown
 from martes.data.options import options_of
 from martes.envs.catalogue import game_options
 from martes.errors import ConfigError, nearest
@@ -174,7 +174,7 @@ def _checked_options(env: Environment) -> dict[str, object]:
 def _nearest_path(name: str, sections: Mapping[str, object]) -> str:
     """The end of an unknown key's message; a field of some section, given without it, is nearest."""
     for section, value in sections.items():
-        if name in (each.name for each in fields(value)):  # pyright: ignore[reportArgumentType]
+        if name in branches(value):
             return f"; did you mean '{section}.{name}'?"
     return nearest(name, sections)
 

@@ -103,10 +103,8 @@ def test_an_environment_of_ones_own(factory, options, tmp_path):
 
 
 def test_a_picture_that_fails_spoils_no_run(tmp_path, capsys):
-    loud = TINY | {"logging.progress": "plain"}
-    run = martes.train(
-        "ippo/two-step", run_dir=tmp_path / "run", steps=60, **{"env.factory": f"{__name__}:Undrawn"}, **loud
-    )
+    values = TINY | {"logging.progress": "plain", "env.factory": f"{__name__}:Undrawn"}
+    run = martes.train("ippo/two-step", run_dir=tmp_path / "run", steps=60, **values)
     assert run.result is not None
     assert run.result.is_finished
     assert not run.folder.replay.exists()

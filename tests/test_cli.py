@@ -113,7 +113,7 @@ def test_a_run_is_not_written_over(run, capsys):
 # --------------------------------------------------------------------------------------------------- what came of runs
 def test_evaluate(run, capsys):
     assert main(["evaluate", str(run), "--episodes", "7", "--sample"]) == 0
-    out = capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
     assert "7 episodes, actions drawn" in out
     assert all(name in out for name in ("95 % interval", "team", "agent_0", "agent_1", "length"))
     newest = sorted((run / "checkpoints").iterdir())[-1]
@@ -147,11 +147,8 @@ def test_sweep_trains_all_and_does_nothing_twice(tmp_path, capsys):
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "| ppo on two-step" in out
-    rows = [
-        tmp_path / f"sweep/{name}/seed-{seed}/metrics.jsonl"
-        for name in ("ippo/two-step", "ia2c/climbing")
-        for seed in (0, 1)
-    ]
+    rows = sorted((tmp_path / "sweep").rglob("metrics.jsonl"))
+    assert [path.parent.name for path in rows] == ["seed-4", "seed-7"]
     written = [path.stat().st_mtime_ns for path in rows]
     assert main(words) == 0
     assert [path.stat().st_mtime_ns for path in rows] == written

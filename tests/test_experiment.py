@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from martes.algorithms.ppo import PPO
 from martes.algorithms.registry import algorithm_named
-from martes.data.conversion import Typed, as_typed
+from martes.conversion import Typed, as_typed
 from martes.errors import ConfigError
 from martes.experiment import Experiment, settings_of
 from martes.networks import Network

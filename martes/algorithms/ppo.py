@@ -135,7 +135,10 @@ class PPOLearner:
         self.actor.body.observe(inputs, inputs["agent_mask"])
         self.critic.observe(inputs)
         steps = torch.tensor(float(len(history)))
-        return {name: _mean(history, name) for name in history[0]} | {"gradient_steps": steps, "lr": torch.tensor(lr, dtype=torch.float64)}
+        return {name: _mean(history, name) for name in history[0]} | {
+            "gradient_steps": steps,
+            "lr": torch.tensor(lr, dtype=torch.float64),
+        }
 
     def _score(self, batch: Workspace) -> None:
         """Writes advantage and target, A_t = GAE (Schulman et al. 2016) and R_t = A_t + V_t, into the batch."""

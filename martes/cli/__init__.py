@@ -7,7 +7,7 @@ from contextlib import redirect_stderr, suppress
 from dataclasses import Field, fields, replace
 from io import StringIO
 from itertools import groupby
-from typing import Any, get_args
+from typing import get_args
 
 import tyro
 from rich.console import Console
@@ -15,7 +15,7 @@ from tyro.conf import Positional, Suppress
 
 import martes
 from martes.cli import tables
-from martes.cli.commands import COMMANDS, INTERRUPTED
+from martes.cli.commands import COMMANDS, INTERRUPTED, Command, Sweep, Train
 from martes.cli.words import split
 from martes.errors import ConfigError, MartesError, nearest
 from martes.presets import DEFAULT, PRESETS
@@ -61,12 +61,14 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"no command {name!r}{nearest(name, COMMANDS)}; see martes --help")
     command = COMMANDS[name]
-    takes_overrides = "overrides" in (each.name for each in fields(command))
+    takes_overrides = command in (Train, Sweep)
     rest, overrides = split(rest) if takes_overrides else (rest, ())
     if set(rest) & set(_HELP):
         return _shown(lambda: _parsed(command, name, ["--help"]), takes_overrides, rest)
     parsed = _parsed(command, name, rest)
-    return (replace(parsed, overrides=overrides) if overrides else parsed)()
+    if isinstance(parsed, Train | Sweep):
+        parsed = replace(parsed, overrides=overrides)
+    return parsed()
 
 
 def _shown(help_text: Callable[[], object], takes_overrides: bool = False, words: Sequence[str] = ()) -> int:
@@ -81,7 +83,7 @@ def _shown(help_text: Callable[[], object], takes_overrides: bool = False, words
     return 0
 
 
-def _parsed(command: type, name: str, words: list[str]) -> Any:
+def _parsed(command: type[Command], name: str, words: list[str]) -> Command:
     """The command with its options. Raises ConfigError for an unknown flag, a missing or an impossible value."""
     options = (each for each in fields(command) if not {Positional, Suppress} & set(get_args(each.type)))
     flags = [flag for each in options for flag in _flags(each)]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
@@ -241,14 +241,13 @@ class Report:
         return 0
 
 
-COMMANDS: dict[str, type] = {
-    each.__name__.lower(): each for each in (Train, Evaluate, Play, Sweep, List, Bench, Report)
-}
+Command = Train | Evaluate | Play | Sweep | List | Bench | Report
+COMMANDS: dict[str, type[Command]] = {each.__name__.lower(): each for each in get_args(Command)}
 
 
 def typed(*pairs: tuple[str, str | None]) -> list[tuple[str, object]]:
     """Those of the pairs that have a value, as typed by a person."""
-    from martes.data.conversion import Typed
+    from martes.conversion import Typed
 
     return [(path, Typed(value)) for path, value in pairs if value is not None]
 

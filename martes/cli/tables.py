@@ -77,7 +77,7 @@ LISTED: Mapping[str, Callable[[], Group]] = {
 
 def settings(experiment: "Experiment") -> list[Group]:
     """A table for each section of an experiment: every value that can be changed, as it is, and what it means."""
-    from martes.data.conversion import as_typed, described
+    from martes.conversion import as_typed, described
     from martes.experiment import settings_of
 
     sections: dict[str, Table] = {}

@@ -10,8 +10,8 @@ from importlib.metadata import entry_points
 
 import torch
 
+from martes.conversion import converted, refuse_unknown
 from martes.data import VectorEnv
-from martes.data.conversion import converted, refuse_unknown
 from martes.data.options import Option, options_of, takes_anything
 from martes.envs.batched.engine import BatchedEnv, Game
 from martes.errors import ConfigError, EnvError, nearest

@@ -25,8 +25,9 @@ from tests.training.walks import a_run, trained
 trained(a_run(sys.argv[1], steps=480), Path(sys.argv[2]))
 """
 
-# One interpreter lives many lives: each is a process of its own, killed by SIGKILL, but needs no import of torch, nor
-# of what an optimiser imports when first used: its seconds are seconds of training. A life ends after so many seconds, or amid its n-th operation on files of the run (inside a save, or anywhere).
+# One interpreter lives many lives: each is a process of its own, killed by SIGKILL, but needs no import of torch, nor of
+# what an optimiser imports when it is first used: its seconds are seconds of training.
+# A life ends after so many seconds, or amid its n-th operation on files of the run (inside a save, or anywhere).
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -78,8 +79,8 @@ def moments(number: int) -> list[tuple[str, float]]:
     """When lives end: amid early and late operations of saving, amid any operation on files, and by the clock."""
     draw = random.Random(number)
     saves = [("save", draw.randrange(3, 25)) for _ in range(5)]
-    files = [("file", draw.randrange(0, 120)) for _ in range(4)]
-    times = [("time", draw.uniform(0.05, 0.6)) for _ in range(4)]
+    files = [("file", draw.randrange(0, 60)) for _ in range(4)]
+    times = [("time", draw.uniform(0.05, 0.3)) for _ in range(4)]
     mixed: list[tuple[str, float]] = [*saves, *files, *times]
     draw.shuffle(mixed)
     return [*mixed, ("file", 10**9)]

@@ -128,7 +128,9 @@ class BatchedEnv:
     def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of copy `index` as it stands. Raises EnvError where the game draws none."""
         if not isinstance(self.game, Drawn):
-            raise EnvError(f"{type(self.game).__name__} has no picture of itself: give it frame(state) to watch it play")
+            raise EnvError(
+                f"{type(self.game).__name__} has no picture of itself: give it frame(state) to watch it play"
+            )
         return self.game.frame({name: tensor[index : index + 1].cpu() for name, tensor in self._state.items()})
 
     def close(self) -> None:

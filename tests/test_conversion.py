@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from martes.data.conversion import Typed, as_typed, branches, changed, converted, described, nested, plain
+from martes.conversion import Typed, as_typed, branches, changed, converted, described, nested, plain
 from martes.errors import ConfigError
 
 

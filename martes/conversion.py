@@ -74,12 +74,12 @@ def changed(current: Config, tree: Tree, path: str) -> Config:
     return replace(current, **new)
 
 
-def refuse_unknown(path: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ConfigError for the first name that is not known at this path."""
+def refuse_unknown(path: str, names: Iterable[str], known: Iterable[str], others: Iterable[str] = ()) -> None:
+    """Raises ConfigError for the first name that is not known at this path; `others` may be what was meant, too."""
     known = tuple(known)
     for name in names:
         if name not in known:
-            raise ConfigError(f"unknown key '{path}.{name}'{nearest(str(name), known)}")
+            raise ConfigError(f"unknown key '{path}.{name}'{nearest(str(name), (*known, *others))}")
 
 
 def converted(kind: object, value: object, path: str, current: object = None) -> object:

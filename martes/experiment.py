@@ -10,9 +10,9 @@ import yaml
 
 from martes.algorithms.learner import Algorithm
 from martes.algorithms.registry import algorithm_name, algorithm_named
-from martes.conversion import Tree, branches, changed, converted, nested, refuse_unknown
+from martes.conversion import Tree, branches, changed, converted, nested
 from martes.data.options import options_of
-from martes.envs.catalogue import game_options
+from martes.envs.catalogue import checked_options, game_options
 from martes.errors import ConfigError, nearest
 from martes.training.settings import Environment, Evaluation, Logging, Training
 
@@ -48,7 +48,9 @@ class Experiment:
     """Where numbers go."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "env", replace(self.env, options=_checked_options(self.env)))
+        names = (each.name for each in fields(self.env))
+        options = checked_options(self.env.name, self.env.options, self.env.factory, names)
+        object.__setattr__(self, "env", replace(self.env, options=options))
         for path, least in _LEAST.items():
             section, name = path.split(".")
             value = getattr(getattr(self, section), name)
@@ -160,15 +162,6 @@ def _environment(current: Environment, tree: Tree) -> Environment:
     is_same = (new.name, new.factory) == (current.name, current.factory)
     kept = new.options if "options" in tree or is_same else {}
     return replace(new, options={**kept, **extra})
-
-
-def _checked_options(env: Environment) -> dict[str, object]:
-    """The options of the task as its types want them. Raises ConfigError for one that it does not have."""
-    if env.factory is not None:
-        return dict(env.options)  # the function's own signature will tell
-    known = game_options(env.name)
-    refuse_unknown("env", env.options, (*known, *(each.name for each in fields(Environment))))
-    return {name: converted(known[name].kind, value, f"env.{name}") for name, value in env.options.items()}
 
 
 def _nearest_path(name: str, sections: Mapping[str, object]) -> str:

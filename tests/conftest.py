@@ -6,13 +6,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from jaxtyping import install_import_hook
+import jaxtyping
 
 import tests.checked  # noqa: F401
 
-install_import_hook("martes", "tests.checked.types")  # before anything imports martes
+jaxtyping.install_import_hook("martes", "tests.checked.types")  # before anything imports martes
 
-import jaxtyping  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -31,6 +30,7 @@ settings.load_profile("martes")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--run-seeds", type=int, default=1, help="seeds of each learning test")
     parser.addoption("--update-snapshots", action="store_true", help="rewrite tests/snapshots; then read the diff")
 
 

@@ -93,9 +93,19 @@ def test_what_a_file_leaves_out_comes_from_the_start():
     assert Experiment.from_yaml(whole.to_yaml(), SPREAD) == whole
 
 
-def test_a_factorys_options_are_left_to_the_factory():
-    env = SPREAD.changed({"env.factory": "mine:make", "env.anything": Typed("1e-3")}).env
-    assert env.options == {"anything": Typed("1e-3")}
+def anything(copies, **options):
+    """A factory that takes whatever comes."""
+
+
+def test_a_factorys_options_are_those_of_its_signature():
+    typed = [("env.factory", "tests.worlds:World"), ("env.ends", Typed("1e-3")), ("env.has_masks", Typed("true"))]
+    experiment = SPREAD.changed(typed)
+    assert experiment.env.options == {"ends": 1e-3, "has_masks": True}
+    assert Experiment.from_yaml(experiment.to_yaml()) == experiment
+    with pytest.raises(ConfigError, match=r"unknown key 'env.endss'; did you mean 'ends'"):
+        SPREAD.changed([*typed, ("env.endss", 1)])
+    free = SPREAD.changed({"env.factory": f"{__name__}:anything", "env.depth": Typed("1e-3")})
+    assert free.env.options == {"depth": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -110,6 +120,7 @@ def test_a_factorys_options_are_left_to_the_factory():
         ("algorithm.clip", "-1", "algorithm.clip is -1.0: it must be above 0, or none"),
         ("algorithm.critic", "lcal", "algorithm.critic is 'lcal': it must be local or central"),
         ("algorithm", "ppo", "algorithm is 'ppo': give its fields one by one"),
+        ("env.copes", "3", "unknown key 'env.copes'; did you mean 'copies'"),
         ("env.agnets", "3", "unknown key 'env.agnets'; did you mean 'agents'"),
         ("env.agents", "x", "env.agents is 'x': it must be a whole number"),
         ("env.name", "mpe-sprad", "no environment 'mpe-sprad'; did you mean 'mpe-spread'"),

@@ -114,7 +114,7 @@ class PPOLearner:
             "advantage": Field(writer="the learner", doc="how much better the action was than the policy's average"),
             "target": Field(writer="the learner", doc="what the value should have been"),
         }
-        return {**self.actor.fields(), **self.critic.fields(), **learned}
+        return {**self.policy.fields(), **learned}
 
     def update(self, batch: Workspace) -> Metrics:
         """Learns from one rollout; returns the mean of each metric over its gradient steps."""

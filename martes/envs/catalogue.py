@@ -3,7 +3,7 @@ before it is asked for."""
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -80,6 +80,22 @@ def game_options(name: str) -> dict[str, Option]:
     return {each: option._replace(default=entry.options.get(each, option.default)) for each, option in found.items()}
 
 
+def checked_options(
+    name: str, options: Mapping[str, object], factory: str | None = None, others: Iterable[str] = ()
+) -> dict[str, object]:
+    """The options of the environment `name`, or of a `factory`, as their annotations want them.
+
+    Raises ConfigError for a name that is no option (the nearest is sought among `others`, too) and for a value of
+    another type.
+    """
+    maker = _imported(_entry(name).place if factory is None else factory)
+    known = _own_options(maker)
+    if not takes_anything(maker):
+        refuse_unknown("env", options, known, others)
+    kinds = {each: known[each].kind if each in known else object for each in options}
+    return {each: converted(kinds[each], value, f"env.{each}") for each, value in options.items()}
+
+
 def make_env(
     name: str,
     copies: int,
@@ -96,7 +112,7 @@ def make_env(
     entry = _entry(name) if factory is None else Entry(factory, "")
     maker = _imported(entry.place)
     known = options_of(maker)
-    given = {**entry.options, **_checked(maker, options or {})}
+    given = {**entry.options, **checked_options(name, options or {}, factory)}
     missing = [each for each, option in _own_options(maker).items() if option.is_required and each not in given]
     if missing:
         raise ConfigError(f"{name} needs the option {missing[0]!r}: give env.{missing[0]}=...")
@@ -152,15 +168,6 @@ def _imported(place: str) -> Callable[..., object]:
 
 def _own_options(maker: Callable[..., object]) -> dict[str, Option]:
     return {name: option for name, option in options_of(maker).items() if name not in ("copies", "device")}
-
-
-def _checked(maker: Callable[..., object], options: Mapping[str, object]) -> dict[str, object]:
-    """The options as their annotations want them."""
-    known = _own_options(maker)
-    if not takes_anything(maker):
-        refuse_unknown("env", options, known)
-    kinds = {each: known[each].kind if each in known else object for each in options}
-    return {each: converted(kinds[each], value, f"env.{each}") for each, value in options.items()}
 
 
 def _vectorised(made: object, place: str, copies: int, device: torch.device | str) -> VectorEnv:

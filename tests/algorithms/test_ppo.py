@@ -174,11 +174,11 @@ def test_ends_in_one_copy_leave_the_others_alone() -> None:
     learner, window = collected(World(ends=0.15, limit=9), config, envs=3)
     learner._score(window)
     assert window["cut"].sum() >= 10
+    terms = window["reward", "value", "next_value", "discount"]
     for env in range(3):
         for agent in range(3):
             advantage = 0.0
             for t in reversed(range(50)):
-                terms = window["reward", "value", "next_value", "discount"]
                 r, v, nv, d = (each[t, env, agent].double().item() for each in terms)
                 delta = r + 0.9 * d * nv - v
                 advantage = delta + (0.0 if window["cut"][t, env] else 0.9 * 0.8 * d * advantage)

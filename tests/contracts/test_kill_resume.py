@@ -25,8 +25,8 @@ from tests.training.walks import a_run, trained
 trained(a_run(sys.argv[1], steps=480), Path(sys.argv[2]))
 """
 
-# One interpreter lives many lives: each is a process of its own, killed by SIGKILL, but needs no import of torch, nor of
-# what an optimiser imports when it is first used: its seconds are seconds of training.
+# One interpreter lives many lives: each is a process of its own, killed by SIGKILL, but needs no import of torch, nor
+# of what an optimiser imports when it is first used: its seconds are seconds of training.
 # A life ends after so many seconds, or amid its n-th operation on files of the run (inside a save, or anywhere).
 KILLED = """
 import json, os, signal, sys, time

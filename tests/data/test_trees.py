@@ -29,6 +29,12 @@ def test_a_tree_is_mapped_with_others_of_its_form():
         assert torch.equal(twice, 2 * once)
 
 
+def test_trees_of_unlike_forms_are_not_mapped_together():
+    for other in ({"b": torch.ones(1)}, (), torch.ones(1)):
+        with pytest.raises(KeyError, match="a"):
+            mapped(torch.add, {"a": torch.ones(1)}, other)
+
+
 @given(trees)
 def test_a_tree_is_rebuilt_from_its_outline_and_leaves(tree: Memory):
     form = json.loads(json.dumps(outline(tree)))

@@ -11,7 +11,7 @@ from martes.envs.catalogue import make_env
 from martes.networks import Network
 from martes.training.collect import Collector
 from martes.training.evaluate import evaluate
-from martes.training.seeding import generator_of
+from martes.training.seeding import generator_of, seed_of
 
 View = Literal["local", "central"]
 QUICK = PPO(
@@ -25,12 +25,14 @@ QUICK = PPO(
 )
 
 
-def learned(name: str, updates: int, config: PPO = QUICK, **options: object) -> tuple[Collector, Workspace]:
+def learned(
+    name: str, updates: int, config: PPO = QUICK, seed: int = 0, **options: object
+) -> tuple[Collector, Workspace]:
     """A collector whose learner made `updates` updates, and a window of the final policy."""
     env = make_env(name, 32, options=options)
-    learner = config.learner(env.team, generator_of(0, "learning"))
-    collector = Collector(env, learner, generator_of(0, "acting"))
-    collector.start(0)
+    learner = config.learner(env.team, generator_of(seed, "learning"))
+    collector = Collector(env, learner, generator_of(seed, "acting"))
+    collector.start(seed_of(seed, "environment"))
     for _ in range(updates):
         learner.update(collector.collect())
     return collector, collector.collect()
@@ -44,8 +46,8 @@ def with_view(critic: View, **changes: object) -> PPO:
 @pytest.mark.parametrize(
     "name", ["probe-constant", "probe-delayed", "probe-death", "probe-observed", "probe-time-limit"]
 )
-def test_values_are_the_known_ones(name: str, critic: View) -> None:
-    collector, window = learned(name, 30, with_view(critic))
+def test_values_are_the_known_ones(name: str, critic: View, run_seed: int) -> None:
+    collector, window = learned(name, 30, with_view(critic), run_seed)
     game = collector.env.game
     known = game.value(window["obs"][: window.time], 0.8)
     error = (window["value"] - known).abs()[window.mask].max()
@@ -64,16 +66,18 @@ def test_values_are_the_known_ones(name: str, critic: View) -> None:
         ("probe-parts", "local", 40, 3e-3, 0.95),
     ],
 )
-def test_policies_reach_the_best_return(name: str, critic: View, updates: int, lr: float, share: float) -> None:
-    collector, _ = learned(name, updates, with_view(critic, sharing="group", lr=lr))
+def test_policies_reach_the_best_return(
+    name: str, critic: View, updates: int, lr: float, share: float, run_seed: int
+) -> None:
+    collector, _ = learned(name, updates, with_view(critic, sharing="group", lr=lr), run_seed)
     scores = evaluate(collector.learner.policy, make_env(name, 32), 128, seed=1)
     best = collector.env.game.best_return * collector.env.team.size
     assert scores.returns.mean() >= share * best
 
 
 @pytest.mark.parametrize("critic", ["local", "central"])
-def test_a_continuous_policy_finds_its_target(critic: View) -> None:
-    collector, _ = learned("probe-continuous", 60, with_view(critic))
+def test_a_continuous_policy_finds_its_target(critic: View, run_seed: int) -> None:
+    collector, _ = learned("probe-continuous", 60, with_view(critic), run_seed)
     scores = evaluate(collector.learner.policy, make_env("probe-continuous", 32), 128, seed=1)
     per_agent = scores.returns.mean() / collector.env.team.size
     assert per_agent > collector.env.game.best_return - 0.03
@@ -81,8 +85,10 @@ def test_a_continuous_policy_finds_its_target(critic: View) -> None:
 
 @pytest.mark.parametrize("critic", ["local", "central"])
 @pytest.mark.parametrize(("name", "options", "share"), [("penalty", {"k": 0.0}, 1.0), ("two-step", {}, 7 / 8)])
-def test_matrix_games_are_played_well(name: str, options: dict[str, float], share: float, critic: View) -> None:
-    collector, _ = learned(name, 30, with_view(critic, entropy=0.03, gamma=0.99), **options)
+def test_matrix_games_are_played_well(
+    name: str, options: dict[str, float], share: float, critic: View, run_seed: int
+) -> None:
+    collector, _ = learned(name, 30, with_view(critic, entropy=0.03, gamma=0.99), run_seed, **options)
     scores = evaluate(collector.learner.policy, make_env(name, 8, options=options), 8, seed=1)
     assert scores.returns.mean() >= share * collector.env.game.best_return * collector.env.team.size
 
@@ -93,12 +99,12 @@ def test_a_time_limit_taken_for_an_end_would_be_seen() -> None:
     assert window["value"].min() > (1 - 0.8**5) / (1 - 0.8) * 1.1
 
 
-def test_only_memory_answers_the_cue() -> None:
+def test_only_memory_answers_the_cue(run_seed: int) -> None:
     options = {"cues": 2, "delay": 2, "agents": 1}
     share: dict[str, float] = {}
     for memory in ("none", "gru"):
         network = Network(hidden=(32,), memory=memory, memory_size=32)
-        collector, _ = learned("memory-cue", 40, PPO(**{**vars(QUICK), "network": network}), **options)
+        collector, _ = learned("memory-cue", 40, PPO(**{**vars(QUICK), "network": network}), run_seed, **options)
         scores = evaluate(collector.learner.policy, make_env("memory-cue", 64, options=options), 512, seed=1)
         share[memory] = float(scores.returns.mean()) / collector.env.game.best_return
     assert share["gru"] >= 0.95

@@ -93,6 +93,13 @@ def test_normalised_features_have_unit_moments() -> None:
     assert norm(x * 1e9).abs().max() == 10
 
 
+def test_a_gru_begins_with_its_initial_memory() -> None:
+    made = body(Network(memory="gru"))
+    inputs = {"obs": torch.randn(1, 2, 3), "agent_mask": torch.ones(1, 2, dtype=torch.bool)}
+    with pytest.raises(AssertionError, match="begin with its initial_memory"):
+        made.step(inputs, ())
+
+
 @pytest.mark.parametrize("wrong", [{"hidden": ()}, {"hidden": (0,)}, {"memory_size": 0}, {"channels": (-1,)}])
 def test_impossible_networks_are_refused(wrong: dict) -> None:
     with pytest.raises(ConfigError, match=rf"network\.{next(iter(wrong))}"):

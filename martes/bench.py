@@ -26,6 +26,8 @@ Side = Callable[[int], int]
 
 SECONDS = 0.25
 """The least time of one timed piece of work."""
+LENGTHS = (25, 50, 100)
+"""Steps of the windows that are learned from."""
 
 
 METHOD = f"""\
@@ -267,7 +269,7 @@ def _windows(repeats: int) -> list[Measurement]:
     """Forward and backward passes over a window: all steps at once, against the loop over `step`."""
     found: list[Measurement] = []
     for kind, network, target in (("MLP", Network(), 3.0), ("GRU", Network(memory="gru"), 1.0)):
-        for steps in (25, 50, 100):
+        for steps in LENGTHS:
             learner, env = _mappo(network, envs=64, steps=steps)
             collector = Collector(env, learner, torch.Generator().manual_seed(1))
             collector.start(0)

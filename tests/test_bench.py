@@ -47,9 +47,10 @@ def test_the_rate_of_acting_and_training(name, monkeypatch):
 
 
 def test_windows_beat_their_loop(monkeypatch):
-    monkeypatch.setattr(bench, "SECONDS", 0.02)
+    monkeypatch.setattr(bench, "SECONDS", 0.0)
+    monkeypatch.setattr(bench, "LENGTHS", (25,))
     found = bench.MEASURES["windows"](3)
-    assert len(found) == 6
+    assert len(found) == 2
     assert all(each.median is not None and each.median > 1 for each in found if each.name.startswith("MLP"))
 
 

@@ -44,7 +44,7 @@ TASKS: dict[str, int] = {
     "climbing": 100_000,
     "penalty": 100_000,
     "two-step": 100_000,
-    "memory-cue": 300_000,
+    "memory-cue": 500_000,
     "coordsum-3x10": 500_000,
     "probe-constant": 20_000,
     "probe-delayed": 20_000,

@@ -38,7 +38,7 @@ class Learner(Protocol):
         ...
 
     def state_dict(self) -> dict[str, object]:
-        """Weights, optimisers, statistics, counters and random state; `policy` is that of the policy, and enough to act."""
+        """Weights, optimisers, statistics, counters and random state; its entry `policy` is enough to act."""
         ...
 
     def load_state_dict(self, state: dict[str, object]) -> None:

@@ -20,6 +20,7 @@ from martes.experiment import Experiment
 from martes.networks import TemporalModule
 from martes.presets import DEFAULT, PRESETS
 from martes.report import Interval, Record, learning_curve, random_play, read_runs, records, replay_frames, save_replay
+from martes.report.records import task_of
 from martes.report.replay import Picture
 from martes.training import checkpoint, loop
 from martes.training.evaluate import Scores
@@ -230,16 +231,14 @@ def scored(found: Restored, episodes: int, greedy: bool, seed: int) -> Scores:
 # ------------------------------------------------------------------------------------------------------------ figures
 def draw_learning_curve(folder: RunFolder) -> Path:
     """The path of a run's learning curve, random play beside it."""
-    experiment = experiment_of(folder)
-    return learning_curve(
-        records(folder.path), folder.learning_curve, _chance(experiment, experiment.evaluation.episodes)
-    )
+    runs = records(folder.path)
+    return learning_curve(runs, folder.learning_curve, chances(runs, experiment_of(folder).evaluation.episodes))
 
 
 def chances(runs: Iterable[Record], episodes: int = 1000) -> dict[str, Interval]:
     """Name of a task -> what random play comes to there, for each task of these runs."""
-    experiments = {run.config.get("env.name"): run.folder for run in runs}
-    return {str(task): _chance(experiment_of(RunFolder(folder)), episodes) for task, folder in experiments.items()}
+    experiments = {task_of(run): run.folder for run in runs}
+    return {task: _chance(experiment_of(RunFolder(folder)), episodes) for task, folder in experiments.items()}
 
 
 def _chance(experiment: Experiment, episodes: int) -> Interval:

@@ -236,8 +236,7 @@ class Report:
         records = report.records(*self.runs)
         chance = api.chances(records) if self.random and self.metric == "evaluation/return" else {}
         print(report.results_table(records, chance, self.metric))
-        only = next(iter(chance.values())) if len(chance) == 1 else None
-        print(f"learning curves: {report.learning_curve(records, self.output, only, metric=self.metric)}")
+        print(f"learning curves: {report.learning_curve(records, self.output, chance, self.metric)}")
         return 0
 
 

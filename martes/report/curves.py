@@ -1,13 +1,13 @@
 """Learning curves as pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from martes.envs.batched.drawing import INK, MIST, PALETTE
 from martes.errors import DataError
 from martes.report.intervals import Interval, interval
-from martes.report.records import RETURN, Record, experiments
+from martes.report.records import RETURN, Record, experiments, task_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,23 +62,36 @@ def _single(run: Record, metric: str) -> Curve:
 
 
 def learning_curve(
-    runs: Sequence[Record], path: Path, random: Interval | None = None, title: str = "", metric: str = RETURN
+    runs: Sequence[Record], path: Path, random: Mapping[str, Interval] | None = None, metric: str = RETURN
 ) -> Path:
     """The path of a picture (PNG, or what the path's suffix says) of the metric against environment steps.
 
-    A line and a band for each experiment among the runs: the mean over its seeds and the 95 % interval; for a single
-    run also the return of its training episodes. `random` marks what random play comes to. Raises DataError where no
-    run measured the metric.
+    A panel for each task; in it a line and a band for each experiment: the mean over its seeds and the 95 % interval;
+    for a single run also the return of its training episodes. `random` marks, by the name of the task, what random
+    play comes to. Raises DataError where no run measured the metric.
     """
     from matplotlib.figure import Figure  # takes half a second; no window system is touched
 
-    grouped = {label: found for label, group in experiments(runs).items() if (found := curve(group, metric))}
-    if not grouped:
+    panels: dict[str, list[Record]] = {}
+    for run in runs:
+        if run.series(metric):
+            panels.setdefault(task_of(run), []).append(run)
+    if not panels:
         raise DataError(f"none of these runs has measured {metric!r} yet: {', '.join(str(run.folder) for run in runs)}")
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    size = (8, 5) if len(panels) == 1 else (6.5 * columns, 4.5 * rows)
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    for place, (task, group) in enumerate(panels.items(), 1):
+        _draw_panel(figure.add_subplot(rows, columns, place), group, (random or {}).get(task), metric)
+    figure.savefig(path)
+    return path
+
+
+def _draw_panel(axes: "Axes", runs: Sequence[Record], random: Interval | None, metric: str) -> None:
     if len(runs) == 1 and metric == RETURN:
         _draw_training(axes, runs[0])
+    grouped = {label: found for label, group in experiments(runs).items() if (found := curve(group, metric))}
     titles = {label.partition(", ")[0] for label in grouped}
     for index, (label, each) in enumerate(grouped.items()):
         short = label.partition(", ")[2] or "test episodes" if len(titles) == 1 else label
@@ -86,9 +99,7 @@ def learning_curve(
     if random is not None:
         axes.axhspan(random.low, random.high, color=MIST, alpha=0.5, linewidth=0)
         axes.axhline(random.mean, color=INK, linestyle=(0, (4, 3)), linewidth=1.5, label="random play")
-    _dress(axes, title or " and ".join(sorted(titles)), _axis_name(runs, metric))
-    figure.savefig(path)
-    return path
+    _dress(axes, titles.pop() if len(titles) == 1 else task_of(runs[0]), _axis_name(runs, metric))
 
 
 def _draw(axes: "Axes", drawn: Curve, label: str, index: int) -> None:

@@ -109,21 +109,28 @@ _NO_MATTER = (
     "logging.",
 )
 """Settings that tell seeds, machines and habits apart, not experiments."""
-_TITLE = ("algorithm.name", "env.name", "env.factory")
+
+
+def task_of(run: Record) -> str:
+    """The name of a run's task, or the place of its factory."""
+    return str(run.config.get("env.factory") or run.config.get("env.name") or "unnamed")
 
 
 def experiments(runs: Sequence[Record]) -> dict[str, list[Record]]:
     """Label -> the runs of one experiment, which differ in nothing but their seed.
 
-    A label is algorithm and task, and beyond these whatever hyperparameters tell the experiments apart.
+    A label is algorithm and task, and beyond these whatever hyperparameters tell the experiments on that task apart.
     """
-    settings = [{name: v for name, v in run.config.items() if not name.startswith(_NO_MATTER)} for run in runs]
-    names = dict.fromkeys(name for each in settings for name in each)
-    varied = [name for name in names if name not in _TITLE and len({repr(each.get(name)) for each in settings}) > 1]
+    settings = {id(run): {k: v for k, v in run.config.items() if not k.startswith(_NO_MATTER)} for run in runs}
+    titled: dict[str, list[Record]] = {}
+    for run in runs:
+        titled.setdefault(f"{run.config.get('algorithm.name') or 'unnamed'} on {task_of(run)}", []).append(run)
     grouped: dict[str, list[Record]] = {}
-    for run, each in zip(runs, settings, strict=True):
-        algorithm, task = each.get("algorithm.name"), each.get("env.factory") or each.get("env.name")
-        title = f"{algorithm or 'unnamed'} on {task or 'unnamed'}"
-        details = [f"{name.rpartition('.')[2]} {each[name]}" for name in varied if name in each]
-        grouped.setdefault(", ".join([title, *details]), []).append(run)
+    for title, alike in titled.items():
+        each = [settings[id(run)] for run in alike]
+        names = dict.fromkeys(name for one in each for name in one)
+        varied = [name for name in names if len({repr(one.get(name)) for one in each}) > 1]
+        for run, one in zip(alike, each, strict=True):
+            details = [f"{name.rpartition('.')[2]} {one[name]}" for name in varied if name in one]
+            grouped.setdefault(", ".join([title, *details]), []).append(run)
     return grouped

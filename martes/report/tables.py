@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from martes.report.intervals import Interval, last, tenth
-from martes.report.records import RETURN, Record, experiments
+from martes.report.records import RETURN, Record, experiments, task_of
 
 SPEED = "speed/env_steps_per_second"
 
@@ -36,7 +36,7 @@ def _line(label: str, runs: Sequence[Record], random: Mapping[str, Interval], me
     first, final, chance = (
         tenth(runs, 0, metric),
         tenth(runs, 9, metric),
-        random.get(str(runs[0].config.get("env.name"))),
+        random.get(task_of(runs[0])),
     )
     lower = [each for each in (first, chance) if each is not None]
     has_learned = final is not None and all(final.is_above(each) for each in lower)

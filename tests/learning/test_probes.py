@@ -62,7 +62,7 @@ def test_values_are_the_known_ones(name: str, critic: View, run_seed: int) -> No
         ("probe-multi-discrete", "local", 30, 1e-2, 0.98),
         ("probe-multi-discrete", "central", 30, 1e-2, 0.98),
         # A picture has no central view: networks/test_critics.py proves that it is refused.
-        ("probe-image", "local", 30, 1e-2, 0.95),
+        ("probe-image", "local", 30, 1e-3, 0.95),
         ("probe-parts", "local", 40, 3e-3, 0.95),
     ],
 )

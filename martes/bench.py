@@ -19,7 +19,7 @@ from martes.envs.catalogue import make_env
 from martes.errors import ConfigError, MissingExtra, nearest, require
 from martes.networks import Chain, Network, act, replay
 from martes.training.collect import Collector
-from martes.training.process import cores, threads
+from martes.training.process import cores, reuse_memory, threads
 
 Side = Callable[[int], int]
 """Does n pieces of work and returns how many units (env-steps, passes) that were."""
@@ -83,6 +83,7 @@ def measured(names: Sequence[str], repeats: int, thread_count: int, console: Con
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}: it must be at least 1")
     results: list[Measurement] = []
+    reuse_memory()  # as every run does
     with threads(thread_count):
         for name in names or MEASURES:
             with console.status(f"measuring {name}"):

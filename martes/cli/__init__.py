@@ -30,9 +30,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     With the variable MARTES_DEBUG set, the whole traceback of an error is shown.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # Read by the thread pool when torch is first imported, which is later. Threads that sleep while they wait lose
-    # little on an idle machine; threads that spin run 20 times slower as soon as another process wants a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _run(words)
     except BrokenPipeError:  # whoever read our output has seen enough

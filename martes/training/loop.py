@@ -12,7 +12,7 @@ from martes.data import Workspace
 from martes.errors import MartesError, NonFiniteError
 from martes.training.evaluate import Scores
 from martes.training.log import Log
-from martes.training.process import interruption, threads
+from martes.training.process import interruption, reuse_memory, threads
 from martes.training.run import RunFolder
 from martes.training.session import Session
 from martes.training.settings import Plan
@@ -38,6 +38,7 @@ def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None) -
     CheckpointError, and NonFiniteError naming the file that holds the batch; what was saved before stays good.
     """
     training, evaluation = plan.training, plan.evaluation
+    reuse_memory()
     with (
         folder.claimed(),
         threads(training.threads),

@@ -32,7 +32,7 @@ class Training:
     device: str = "cpu"
     """Where networks, batched environments and experience live: cpu, cuda, cuda:1, ..."""
     threads: int = 0
-    """Threads of torch; 0: as many as there are processor cores."""
+    """Threads of torch; 0: one for each core. Beside other work take 1: threads that wait for each other spin."""
     save_every: int = 500_000
     """Environment steps between two checkpoints; one more is saved at the end."""
     keep: int = 3

@@ -14,9 +14,15 @@ FORBIDDEN = re.compile(
 NOT_OURS = {"LICENSE", Path(__file__).name}
 
 
+def is_text(path: Path) -> bool:
+    """Is it no picture, nor compiled code?"""
+    return path.is_file() and b"\0" not in path.read_bytes()
+
+
 def test_nothing_names_a_machine_or_how_it_was_written():
     folders = [path for name in ("martes", "tests", "docs", ".ci") for path in (ROOT / name).rglob("*")]
-    texts = [path for path in (*ROOT.iterdir(), *folders) if path.is_file() and path.suffix != ".pyc"]
+    texts = [path for path in (*ROOT.iterdir(), *folders) if is_text(path)]
+    assert {ROOT / "Makefile", Path(__file__)} <= set(texts)
     found = [
         f"{path.relative_to(ROOT)}:{row}: {line.strip()}"
         for path in texts

@@ -1,3 +1,4 @@
+import importlib
 import json
 import multiprocessing
 import os
@@ -187,9 +188,10 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path):
 # --------------------------------------------------------------------------------------------------------- TensorDict
 @pytest.fixture
 def tensordict() -> Any:
-    return pytest.importorskip("tensordict")
+    return importlib.import_module("tensordict")
 
 
+@pytest.mark.extras
 @pytest.mark.parametrize("memory", MEMORIES.values(), ids=MEMORIES.keys())
 def test_a_tensordict_and_back(tensordict: Any, memory: Any):
     before = workspace(memory)
@@ -202,6 +204,7 @@ def test_a_tensordict_and_back(tensordict: Any, memory: Any):
     assert_equal(before.rows(torch.tensor([2, 0])), Workspace.from_tensordict(made[torch.tensor([2, 0])]))
 
 
+@pytest.mark.extras
 def test_a_tensordict_of_other_origin_is_refused(tensordict: Any):
     with pytest.raises(DataError, match="does not come from a workspace"):
         Workspace.from_tensordict(tensordict.TensorDict({"reward": torch.ones(3)}, [3]))

@@ -104,17 +104,21 @@ def test_an_evaluation_is_a_row_that_says_how_actions_were_taken(tmp_path):
 
 
 def test_phases_are_shares_of_the_wall_time_and_speed_leaves_tests_and_saves_out(tmp_path):
+    begun = time.perf_counter()
     with log_in(tmp_path) as log:
         with log.phase("act"):
             time.sleep(0.1)
         with log.phase("evaluate"):
             time.sleep(0.2)
         log.update(*told(10))
+        whole = time.perf_counter() - begun
         log.update(*told(20))
     first, second = rows(tmp_path)
-    assert 1.5 < first["time/evaluate"] / first["time/act"] < 2.5
-    assert 0.9 < first["time/evaluate"] + first["time/act"] <= 1
-    assert 60 < first["speed/env_steps_per_second"] < 101
+    # Against our own clock: a busy machine may stretch every one of these times.
+    assert first["time/act"] >= 0.1 / whole and first["time/evaluate"] >= 0.2 / whole
+    assert first["time/evaluate"] + first["time/act"] <= 1
+    assert 10 / (whole - 0.2) <= first["speed/env_steps_per_second"] * (1 + 1e-6)
+    assert first["speed/env_steps_per_second"] <= 10 / 0.1
     assert "time/act" not in second, "phases count anew for each row"
 
 
@@ -194,12 +198,12 @@ def test_time_goes_on_over_a_resume(tmp_path):
     first = log_in(tmp_path)
     time.sleep(0.05)
     state = first.state_dict()
-    time.sleep(0.2)  # lost: nobody trained
+    time.sleep(2)  # lost: nobody trained
     with log_in(tmp_path) as log:
         log.load_state_dict(state)
-        assert 0.05 <= log.time < 0.2
+        assert 0.05 <= log.time < 2
         log.update(*told(10))
-    assert 0.05 <= rows(tmp_path)[0]["time"] < 0.2
+    assert 0.05 <= rows(tmp_path)[0]["time"] < 2
 
 
 def test_rows_that_the_files_lost_are_missed_aloud(tmp_path, capsys):

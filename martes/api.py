@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import strftime
 
@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from martes.algorithms.registry import algorithm_name
-from martes.data import VectorEnv
-from martes.envs.catalogue import make_env
+from martes.data import TeamSpec, VectorEnv
+from martes.envs.catalogue import environment
+from martes.envs.opponents import Opponents, Rival, Trained, Uniform
+from martes.envs.settings import Environment
+from martes.envs.wrappers import Wrap
 from martes.errors import CheckpointError, ConfigError, nearest
 from martes.experiment import Experiment
 from martes.networks import TemporalModule
@@ -36,7 +39,7 @@ __all__ = ["LoadedPolicy", "Run", "evaluate", "load", "read_runs", "train"]
 
 Place = str | os.PathLike[str]
 _SHORT = {"steps": "training.steps", "seed": "training.seed"}
-_MAY_CHANGE = re.compile(r"training\.(?!seed)|evaluation\.|logging\.")
+_MAY_CHANGE = re.compile(r"training\.(?!seed)|evaluation\.|logging\.|env\.(workers|timeout|start_method)$")
 """What a resumed run may be told anew: nothing that decides what is learned from one step to the next."""
 
 
@@ -115,7 +118,7 @@ def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = Non
     title = f"{algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
     steps = experiment.training.steps
     with Log(folder.path, experiment.logging, steps, title, experiment.evaluation.greedy) as log:
-        result = loop.train(experiment, folder, log, origin)
+        result = loop.train(experiment, folder, log, origin, made_env)
         if result.is_finished:
             for draw in (draw_learning_curve, draw_replay):
                 try:
@@ -165,6 +168,16 @@ def experiment_of(folder: RunFolder) -> Experiment:
 
 
 @dataclass(frozen=True)
+class Guest:
+    """Who plays some agents of a task in place of the policy that is scored."""
+
+    run: str
+    """Folder of a run, or `random`."""
+    agents: tuple[str, ...] = ()
+    """Whom it plays; none given: all of its own team."""
+
+
+@dataclass(frozen=True)
 class Restored:
     """A trained policy together with fresh copies of its task."""
 
@@ -175,15 +188,18 @@ class Restored:
     """Environment steps that it was trained for."""
 
 
-def restored(run: Place, copies: int = 1, device: str = "cpu") -> Restored:
-    """The policy of a run, or of one of its checkpoints. Raises CheckpointError where there is none, or another's."""
+def restored(run: Place, copies: int = 1, device: str = "cpu", guest: Guest | None = None) -> Restored:
+    """The policy of a run, or of one of its checkpoints, and its task, where a guest may be seated.
+
+    Raises CheckpointError where there is none, or another's.
+    """
     folder, path = located(run)
     experiment = experiment_of(folder)
     if path is None:
         raise CheckpointError(f"{folder.path} has no checkpoint yet: let it train on (--resume {folder.path})")
     weights = _weights(path)
     _refuse_absent(device)
-    env = made_env(experiment, copies, device)
+    env = made_env(experiment.env, copies, device, guest)
     policy = experiment.algorithm.learner(env.team, torch.Generator(device)).policy
     try:
         policy.load_state_dict(weights)
@@ -200,10 +216,29 @@ def _weights(path: Path) -> dict[str, Tensor]:
     raise CheckpointError(f"{path} holds no policy: a learner's state_dict() puts its weights under 'policy'")
 
 
-def made_env(experiment: Experiment, copies: int, device: str = "cpu") -> VectorEnv:
-    """Copies of an experiment's task."""
-    env = experiment.env
-    return make_env(env.name, copies, device, factory=env.factory, options=env.options)
+def made_env(task: Environment, copies: int, device: str = "cpu", guest: Guest | None = None) -> VectorEnv:
+    """Copies of a task, its opponents seated; a guest's actions are forced, so that returns tell of all agents."""
+
+    def opposed(env: VectorEnv) -> VectorEnv:
+        if task.wrap.against is not None:
+            env = Opponents(env, rival(task.wrap.against, env.team, device), task.wrap.against_agents)
+        if guest is not None:
+            env = Opponents(env, rival(guest.run, env.team, device), guest.agents, is_seated=True)
+        return env
+
+    return environment(task, copies, device, opposed)
+
+
+def rival(run: str, team: TeamSpec, device: str = "cpu") -> Rival:
+    """Who plays as a run's policy does, greedy or not as in its own evaluations; `random` draws legal actions."""
+    if run == "random":
+        return Uniform(team, device)
+    found = restored(run, device=device)
+    task, wrap = found.experiment.env, found.experiment.env.wrap
+    bare = replace(task, wrap=Wrap(against=wrap.against, against_agents=wrap.against_agents))
+    with closing(found.env), closing(made_env(bare, 1, device)) as untouched:
+        actor, greedy = found.policy.part_for("action"), found.experiment.evaluation.greedy
+        return Trained(actor, untouched.team, wrap, greedy=greedy, device=device)
 
 
 def load(run: Place, device: str = "cpu", seed: int = 0) -> LoadedPolicy:
@@ -242,7 +277,7 @@ def chances(runs: Iterable[Record], episodes: int = 1000) -> dict[str, Interval]
 
 
 def _chance(experiment: Experiment, episodes: int) -> Interval:
-    with closing(made_env(experiment, copies=min(episodes, 64))) as env:
+    with closing(made_env(experiment.env, copies=min(episodes, 64))) as env:
         return random_play(env, episodes)
 
 

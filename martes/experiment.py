@@ -13,8 +13,9 @@ from martes.algorithms.registry import algorithm_name, algorithm_named
 from martes.conversion import Tree, branches, changed, converted, nested
 from martes.data.options import options_of
 from martes.envs.catalogue import checked_options, game_options
+from martes.envs.settings import Environment
 from martes.errors import ConfigError, nearest
-from martes.training.settings import Environment, Evaluation, Logging, Training
+from martes.training.settings import Evaluation, Logging, Training
 
 _LEAST = {
     "env.copies": 1,

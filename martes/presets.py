@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from martes.envs.names import FAMILIES
 from martes.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -36,6 +37,9 @@ TASKS: dict[str, int] = {
     "mpe-spread-continuous": 2_000_000,
     "mpe-speaker-listener": 2_000_000,
     "mpe-speaker-listener-continuous": 2_000_000,
+    "mpe-reference": 2_000_000,
+    "mpe-tag": 2_000_000,
+    "mpe-adversary": 2_000_000,
     "lbf-8x8-2p-2f-coop": 2_000_000,
     "lbf-2s-8x8-2p-2f-coop": 3_000_000,
     "lbf-10x10-3p-3f": 6_000_000,
@@ -54,6 +58,27 @@ TASKS: dict[str, int] = {
     "probe-unequal": 50_000,
     "probe-continuous": 50_000,
     "probe-multi-discrete": 50_000,
+    "connect-four": 3_000_000,
+    "mpe2-spread": 1_000_000,
+    "mpe2-speaker-listener": 1_000_000,
+    "mpe2-reference": 1_000_000,
+    "mpe2-tag": 1_000_000,
+    "mpe2-adversary": 1_000_000,
+    "rware-tiny-2ag": 4_000_000,
+    "smax-3m": 3_000_000,
+    "smax-2s3z": 3_000_000,
+    "overcooked-cramped-room": 3_000_000,
+    "hanabi-small": 4_000_000,
+    "mamujoco-halfcheetah-2x3": 1_000_000,
+    "magent2-battle": 100_000,
+}
+ANY_TASK = 1_000_000
+"""Environment steps of a task that is named by family, as in ippo/gymnasium:CartPole-v1."""
+_ANY = tuple(f"{family}:<task>" for family in FAMILIES)
+
+# What a task's size makes necessary, whatever the algorithm.
+SIZES: dict[str, dict[str, object]] = {
+    "magent2-battle": {"env.copies": 4, "evaluation.episodes": 4},  # 162 agents, each with a picture
 }
 
 
@@ -64,19 +89,20 @@ class Presets(Mapping[str, "Experiment"]):
         """The experiment of this name. Raises ConfigError, naming the nearest, where there is none."""
         algorithm, _, task = name.partition("/")
         if name not in self:
-            part, known = (task, TASKS) if algorithm in ALGORITHMS else (algorithm, ALGORITHMS)
+            part, known = (task, (*TASKS, *_ANY)) if algorithm in ALGORITHMS else (algorithm, ALGORITHMS)
             raise ConfigError(f"no preset {name!r} of <algorithm>/<task>: {part!r} is unknown{nearest(part, known)}")
         from martes.algorithms.registry import algorithm_named
+        from martes.envs.settings import Environment
         from martes.experiment import Experiment
-        from martes.training.settings import Environment
 
-        steps = TASKS[task]
+        steps = TASKS.get(task, ANY_TASK)
         schedule = {"training.steps": steps, "training.save_every": steps // 4, "logging.every": steps // 100}
-        values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20}
+        values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20} | SIZES.get(task, {})
         return Experiment(Environment(task), algorithm_named(algorithm.removesuffix("-gru"))).changed(values)
 
     def __contains__(self, name: object) -> bool:
-        return name in tuple(self)
+        algorithm, _, task = str(name).partition("/")
+        return algorithm in ALGORITHMS and (task in TASKS or (":" in task and task.partition(":")[0] in FAMILIES))
 
     def __iter__(self) -> Iterator[str]:
         return (f"{algorithm}/{task}" for algorithm in ALGORITHMS for task in TASKS)

@@ -11,10 +11,11 @@ import martes
 from martes import api
 from martes.algorithms.ppo import PPO
 from martes.envs.batched.engine import BatchedEnv
+from martes.envs.settings import Environment
 from martes.errors import CheckpointError, ConfigError
 from martes.experiment import Experiment
 from martes.networks import Network
-from martes.training.settings import Environment, Evaluation, Logging, Training
+from martes.training.settings import Evaluation, Logging, Training
 from tests.worlds import World
 
 TINY = {"env.copies": 4, "algorithm.rollout": 5, "evaluation.episodes": 4, "logging.progress": "none"}

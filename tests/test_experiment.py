@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from martes.algorithms.ppo import PPO
 from martes.algorithms.registry import algorithm_named
 from martes.conversion import Typed, as_typed
+from martes.envs.settings import Environment
 from martes.errors import ConfigError
 from martes.experiment import Experiment, settings_of
 from martes.networks import Network
 from martes.presets import PRESETS
-from martes.training.settings import Environment
 
 SPREAD = Experiment(Environment("mpe-spread", options={"agents": 5}), PPO())
 

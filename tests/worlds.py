@@ -1,7 +1,7 @@
 """A game without sense for tests: random observations, masks, deaths and ends, in every kind of action and team."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,6 +23,7 @@ class World:
     has_deaths: bool = False
     has_state: bool = False
     has_image: bool = False
+    has_forced: bool = False
     ends: float = 0.1
     limit: int = 7
     agents: int = 3
@@ -44,7 +45,8 @@ class World:
             sees = {name: {"vector": vector, "camera": Image((3, 8, 8))} for name, vector in sees.items()}
         acts = {name: self._action(name.startswith("big")) for name in names}
         state = Vector(9) if self.has_state else None
-        return TeamSpec.of_agents(sees, acts, state=state, episode_limit=self.limit, masks_actions=self.has_masks)
+        team = TeamSpec.of_agents(sees, acts, state=state, episode_limit=self.limit, masks_actions=self.has_masks)
+        return replace(team, forces_actions=self.has_forced)
 
     def initial(self, envs: int, generator: torch.Generator) -> State:
         return self._drawn(envs, generator, torch.ones(envs, self.agents, dtype=torch.bool))
@@ -61,6 +63,7 @@ class World:
             "mask": mask,
             "alive": alive,
             "state": torch.randn(envs, 9, generator=generator),
+            "forced": torch.rand(envs, n, generator=generator) < 0.3,
         }
 
     def advance(self, state: State, action: torch.Tensor, generator: torch.Generator) -> Outcome:
@@ -85,6 +88,12 @@ class World:
             seen["agent_mask"] = state["alive"]
         if self.has_state:
             seen["state"] = state["state"]
+        if self.has_forced:  # into the lowest action, which every agent has
+            lowest = self.team.bounds[0] if self.kind == "continuous" else torch.zeros(self.agents, dtype=torch.int64)
+            choices = self.team.legal_actions.shape[1:2] if self.kind != "discrete" else ()
+            action = lowest if self.kind == "continuous" else lowest.reshape(-1, *(1,) * len(choices))
+            seen["forced"] = state["forced"]
+            seen["forced_action"] = action.expand(len(state["obs"]), self.agents, *choices)
         return seen
 
     def frame(self, state: State) -> np.ndarray:
@@ -101,6 +110,8 @@ WORLDS = {
     "continuous": World("continuous", is_unequal=True, has_deaths=True),
     "one-agent": World("continuous", agents=1),
     "image": World(has_image=True, is_unequal=True),
+    "forced": World(has_forced=True, has_masks=True),
+    "forced-continuous": World("continuous", has_forced=True),
 }
 
 

@@ -163,13 +163,13 @@ class PPOLearner:
         return batch.mask.any(-1, keepdim=True).expand_as(batch.mask) if self.critic.is_central else batch.mask
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
-        """L = L_clip + c_v L_V - c_H H and what to watch, means over living agents (Schulman et al. 2017, eq. 9)."""
+        """L = L_clip + c_v L_V - c_H H and what to watch, means over agents who chose (Schulman et al. 2017, eq. 9)."""
         config = self.config
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.autocast):
             new = replay(self.policy, batch, given=(self.actor.choice,))
-        mask, valued = batch.mask, self._valued(batch)
+        mask, valued = batch.decided, self._valued(batch)
         advantage = standardise(batch["advantage"], mask) if config.standardise_advantage else batch["advantage"]
-        log_ratio = (new["log_prob"] - batch["log_prob"]).masked_fill(~mask, 0)  # a dead agent's ratio means nothing
+        log_ratio = (new["log_prob"] - batch["log_prob"]).masked_fill(~mask, 0)  # means nothing for who did not choose
         ratio = log_ratio.exp()
         policy_loss = masked_mean(clipped_surrogate(ratio, advantage, config.clip), mask)
         scale = self.critic.head.deviation  # value errors in deviations of the return, whatever the rewards' scale

@@ -75,6 +75,10 @@ class Evaluate:
     """Run folder, or one of its checkpoints."""
     episodes: int = 100
     """Test episodes."""
+    against: Annotated[str | None, arg(metavar="RUN", help_behavior_hint="")] = None
+    """Who plays the agents --agents in its place: another run, or random."""
+    agents: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
+    """Whom --against plays; else all of that run's own team."""
     greedy: Flag = False
     """Take the most probable action. Without this or --sample: as in the run's own evaluations."""
     sample: Flag = False
@@ -89,7 +93,10 @@ class Evaluate:
         from martes import api
         from martes.report.intervals import interval
 
-        found = api.restored(self.run, copies=max(min(self.episodes, 64), 1), device=self.device)
+        if self.agents and self.against is None:
+            raise ConfigError("--agents names whom --against plays: give both")
+        guest = None if self.against is None else api.Guest(self.against, self.agents)
+        found = api.restored(self.run, max(min(self.episodes, 64), 1), self.device, guest)
         greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
         scores = api.scored(found, self.episodes, greedy, self.seed)
         team = found.env.team

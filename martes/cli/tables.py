@@ -44,10 +44,13 @@ def algorithms() -> Group:
 
 
 def envs() -> Group:
-    """Every environment that is installed."""
-    from martes.envs.catalogue import listed_envs
+    """Every environment, and how to get what some of them need."""
+    from martes.envs.names import listed_envs
 
-    return _listed("environments", listed_envs())
+    shown = table("", "", "", show_header=False)
+    for name, each in listed_envs().items():
+        shown.add_row(name, each.doc, each.cure)
+    return titled("environments", shown)
 
 
 def presets() -> Group:

@@ -1,10 +1,22 @@
-"""What a learner is fed with: windows as they come, or (for other learners) episodes and transitions from a store."""
+"""What a learner is fed with: windows as they come, or episodes and transitions drawn from a store."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor, isfinite
+from typing import ClassVar, Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from martes.data.allocation import tensor_at
+from martes.data.priorities import Priorities, Prioritised
+from martes.data.replay import Changes, Folder, Replay
+from martes.data.schema import Schema
+from martes.data.timestep import Fields
 from martes.data.workspace import Workspace
+from martes.errors import ConfigError, DataError
 
 
 @runtime_checkable
@@ -14,8 +26,16 @@ class Experience(Protocol):
     steps: int
     """Steps of one collected window."""
 
-    def add(self, window: Workspace) -> None:
-        """Takes in a window; it is only lent, the collector writes into it again."""
+    @property
+    def keeps_final(self) -> bool:
+        """Does `add` need the real last observation of each episode that was cut in the window?"""
+        ...
+
+    def add(self, window: Workspace, final: Fields | None = None) -> None:
+        """Takes in a window; it is only lent, the collector writes into it again.
+
+        `final` holds the real last observations, stacked in the order of `window["cut"].nonzero()`.
+        """
         ...
 
     def due(self, env_steps: int) -> Iterator[Workspace]:
@@ -36,9 +56,10 @@ class Rollouts:
     """On-policy experience: each window of `steps` steps is learned from once, then forgotten."""
 
     steps: int
+    keeps_final: ClassVar[bool] = False
     _window: Workspace | None = None
 
-    def add(self, window: Workspace) -> None:
+    def add(self, window: Workspace, final: Fields | None = None) -> None:
         """Keeps the window until it is handed out."""
         self._window = window
 
@@ -54,3 +75,209 @@ class Rollouts:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to restore."""
+
+
+# ------------------------------------------------------------------------------------------------------- what is drawn
+@dataclass(frozen=True)
+class Transitions:
+    """Batches `[length + 1, batch, agent]` of successive rows: 1 for a transition, n for n-step targets.
+
+    More, with burn-in, are sequences for policies with memory. An n-step target is `maths.returns.n_step_returns` over
+    the batch, at step 0: it stops at a cut, where the next row is the real last observation.
+    """
+
+    batch: int = 256
+    length: int = 1
+    burn_in: int = 0
+    """Steps before those to learn from, of the same episode: `counted` is false there."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.length < 1 or self.burn_in < 0:
+            raise ConfigError(f"{self}: batch and length must be 1 or more, burn_in 0 or more")
+
+    def drawn(self, replay: Replay, generator: torch.Generator) -> Int64[Tensor, "batch"]:
+        """Places to begin at, all equally likely, with replacement."""
+        return replay.streams.drawn_steps(self.batch, generator)
+
+    def gathered(self, replay: Replay, place: Int64[Tensor, "batch"]) -> Workspace:
+        """The batch that begins at these places."""
+        return replay.sequences(place, self.length, self.burn_in)
+
+    def entered(self, changes: Changes) -> Int64[Tensor, "place"]:
+        """The places that can be drawn from now on."""
+        return changes.steps
+
+    def is_drawable(self, replay: Replay) -> Bool[Tensor, "place"]:
+        """Which places can be drawn?"""
+        return replay.streams.lengths >= 0
+
+    def held(self, replay: Replay) -> int:
+        """How many rows there are to draw from."""
+        return replay.rows
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """Batches of whole episodes, cropped to the longest of each batch; without priorities no episode comes twice."""
+
+    batch: int = 32
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"{self}: batch must be 1 or more")
+
+    def drawn(self, replay: Replay, generator: torch.Generator) -> Int64[Tensor, "batch"]:
+        """Places where different episodes begin, all equally likely."""
+        return replay.streams.drawn_episodes(self.batch, generator)
+
+    def gathered(self, replay: Replay, place: Int64[Tensor, "batch"]) -> Workspace:
+        """The batch of the episodes that begin at these places."""
+        return replay.episodes(place)
+
+    def entered(self, changes: Changes) -> Int64[Tensor, "place"]:
+        """The places that can be drawn from now on."""
+        return changes.episodes
+
+    def is_drawable(self, replay: Replay) -> Bool[Tensor, "place"]:
+        """Which places can be drawn?"""
+        return replay.streams.lengths > 0
+
+    def held(self, replay: Replay) -> int:
+        """How many whole episodes there are to draw from."""
+        return replay.episode_count
+
+
+# ---------------------------------------------------------------------------------------------------------- the store
+@dataclass
+class Replayed:
+    """Off-policy experience: windows go to a `Replay`, batches are drawn from it, `ratio` for each environment step.
+
+    Raises ConfigError for settings that cannot be.
+    """
+
+    schema: Schema
+    """The fields to keep, in the dtypes to keep them in."""
+    generator: torch.Generator
+    """What draws; it is saved and restored with the rest."""
+    of: Transitions | Episodes
+    """What a batch is made of."""
+    capacity: int
+    """Rows kept, of all environments; an episode of T steps takes T + 1, and each environment one for what it sees."""
+    ratio: float = 1.0
+    """Updates for each environment step, whatever the number of environments."""
+    warmup: int = 0
+    """Environment steps before learning starts; it also waits until a batch is there."""
+    steps: int = 1
+    """Steps of one collected window."""
+    prioritised: Prioritised | None = None
+    """How errors make a draw likelier; none: all are equally likely."""
+    folder: Folder | None = None
+    """Where the rows lie in files; none: in memory."""
+    device: torch.device | str = "cpu"
+    """Where the rows lie, and the batches."""
+    keeps_final: ClassVar[bool] = True
+    _replay: Replay | None = field(default=None, init=False)
+    _priorities: Priorities | None = field(default=None, init=False)
+    _began: int = field(default=0, init=False)
+    """The environment steps from which updates are counted."""
+    _updates: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if not (self.ratio > 0 and isfinite(self.ratio)) or self.warmup < 0 or self.steps < 1:
+            raise ConfigError(
+                f"ratio is {self.ratio}, warmup {self.warmup}, steps {self.steps}: "
+                "they must be above 0, 0 or more, and 1 or more"
+            )
+        if self.capacity < self.of.batch:
+            raise ConfigError(f"a replay of {self.capacity} rows is smaller than a batch of {self.of}: raise capacity")
+        self._began = self.warmup
+
+    def add(self, window: Workspace, final: Fields | None = None) -> None:
+        """Takes in a window and the real last observations of the episodes that were cut in it.
+
+        Raises DataError where they do not fit the store, or its folder holds the rows of another run.
+        """
+        if self._replay is None and self._opened(window.envs).rows:
+            raise DataError(f"{self.folder} holds the rows of an earlier run: resume that run, or name an empty folder")
+        replay = self._opened(window.envs)
+        changes = replay.add(window, final)
+        if self._priorities is not None:
+            self._priorities.renew(changes.written, self.of.entered(changes))
+
+    def _opened(self, columns: int) -> Replay:
+        if self._replay is None:
+            self._replay = Replay(
+                self.schema, columns=columns, capacity=self.capacity, folder=self.folder, device=self.device
+            )
+            if self.prioritised is not None:
+                self._priorities = Priorities(self.prioritised, len(self._replay.streams.lengths), self.device)
+        return self._replay
+
+    def due(self, env_steps: int) -> Iterator[Workspace]:
+        """floor(ratio * steps since learning began) batches in all, less those handed out before.
+
+        Raises DataError where the store is full and yet too small for a batch.
+        """
+        replay = self._replay
+        if replay is None:
+            return
+        held = self.of.held(replay)
+        if held < self.of.batch:
+            if replay.is_full:
+                raise DataError(
+                    f"a replay of {self.capacity} rows for {replay.columns} environments is full and holds {held} of "
+                    f"the {self.of.batch} that a batch of {type(self.of).__name__} takes: raise its capacity"
+                )
+            self._began = max(self._began, env_steps)
+            return
+        ratio = Fraction(self.ratio).limit_denominator(1_000_000)  # of floats, 0.29 * 100 is less than 29
+        while self._updates < floor(ratio * (env_steps - self._began)):
+            self._updates += 1
+            yield self._drawn(replay, env_steps).to(self.generator.device)
+
+    def _drawn(self, replay: Replay, env_steps: int) -> Workspace:
+        if self._priorities is None:
+            return self.of.gathered(replay, self.of.drawn(replay, self.generator))
+        beta = self._priorities.config.beta(env_steps)
+        place, weight = self._priorities.drawn(self.of.batch, beta, self.generator)
+        batch = self.of.gathered(replay, place)
+        batch["weight"] = weight
+        return batch
+
+    def prioritise(self, batch: Workspace, error: Float[Tensor, "batch"]) -> None:
+        """Makes what a batch was made of likelier, or less likely, by the error that was found in it.
+
+        Does nothing where all are equally likely. Raises DataError where an error is not finite.
+        """
+        if self._priorities is not None:
+            self._priorities.update(batch["place"], error)
+
+    def state_dict(self) -> dict[str, object]:
+        """The store, its priorities, its counters and the random state: lent, to be saved or copied before `add`."""
+        state: dict[str, object] = {
+            "counters": torch.tensor([self._began, self._updates]),
+            "generator": self.generator.get_state(),
+        }
+        if self._replay is not None:
+            state["columns"] = self._replay.columns
+            state |= {f"replay/{name}": part for name, part in self._replay.state_dict().items()}
+        if self._priorities is not None:
+            state |= {f"priorities/{name}": part for name, part in self._priorities.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restores `state_dict`. Raises DataError where it is the state of another store."""
+        began, updates = tensor_at(state, "counters").unbind()
+        self._began, self._updates = int(began), int(updates)
+        self.generator.set_state(tensor_at(state, "generator"))
+        columns = state.get("columns")
+        if isinstance(columns, int):
+            replay = self._opened(columns)
+            replay.load_state_dict(_branch(state, "replay"))
+            if self._priorities is not None:
+                self._priorities.load_state_dict(_branch(state, "priorities"))
+                self._priorities.keep(self.of.is_drawable(replay))
+
+
+def _branch(state: dict[str, object], name: str) -> dict[str, object]:
+    return {key.removeprefix(f"{name}/"): part for key, part in state.items() if key.startswith(f"{name}/")}

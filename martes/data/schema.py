@@ -1,7 +1,7 @@
 """What a workspace holds: the fields of a team's task, their axes, shapes, dtypes and writers."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -54,7 +54,7 @@ class Schema(Mapping[str, Field]):
     def from_team(cls, team: TeamSpec) -> "Schema":
         """The fields that every environment of this team writes, and the team's action."""
         seen = {
-            name: Field(part.shape, torch.uint8, extra_row=True) if isinstance(part, Image) else
+            name: Field(part.shape, part.dtype, extra_row=True) if isinstance(part, Image) else
             Field((part.size,), extra_row=True)
             for name, part in team.parts.items()
         }  # fmt: skip
@@ -63,7 +63,11 @@ class Schema(Mapping[str, Field]):
         if team.masks_actions:
             legal = tuple(team.legal_actions.shape[1:])
             seen["action_mask"] = Field(legal, torch.bool, extra_row=True, fill=1, doc="true where the action is legal")
-        return cls({**seen, **_step_fields(), "action": _action_field(team)}, team.size)
+        action = _action_field(team)
+        if team.forces_actions:
+            seen["forced"] = Field((), torch.bool, extra_row=True, doc="does the environment act in the agent's place?")
+            seen["forced_action"] = replace(action, extra_row=True, writer="the environment", doc="what it does there")
+        return cls({**seen, **_step_fields(), "action": action}, team.size)
 
     def extended(self, **fields: Field) -> "Schema":
         """This schema and `fields`. Raises DataError where a name has a writer already."""

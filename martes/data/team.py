@@ -21,9 +21,15 @@ class Vector:
 
 @dataclass(frozen=True)
 class Image:
-    """A picture of bytes, channels first: `shape` = (channels, height, width)."""
+    """A picture, channels first: `shape` = (channels, height, width). Bytes are read as shares of 255."""
 
     shape: tuple[int, int, int]
+    dtype: torch.dtype = torch.uint8
+    """What is stored: bytes, or real numbers (`torch.float32`), which are taken as they are."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.uint8, torch.float32):
+            raise ConfigError(f"an image of {self.dtype}: store torch.uint8 or torch.float32")
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,8 @@ class TeamSpec:
     """Steps after which an episode is cut, without being terminal."""
     masks_actions: bool = False
     """Does the environment forbid some actions at some steps? (It then writes `action_mask`.)"""
+    forces_actions: bool = False
+    """Does the environment act in place of an agent at some steps? (It then writes `forced` and `forced_action`.)"""
 
     def __post_init__(self) -> None:
         for name in ("groups", "observation", "action"):
@@ -144,7 +152,8 @@ class TeamSpec:
 
     def __reduce__(self) -> tuple[type["TeamSpec"], tuple[object, ...]]:
         spaces = dict(self.groups), dict(self.observation), dict(self.action)  # read-only mappings cannot be pickled
-        return TeamSpec, (self.agents, *spaces, self.state, self.episode_limit, self.masks_actions)
+        facts = self.state, self.episode_limit, self.masks_actions, self.forces_actions
+        return TeamSpec, (self.agents, *spaces, *facts)
 
     @property
     def size(self) -> int:

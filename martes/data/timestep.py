@@ -21,7 +21,8 @@ class TimeStep:
     `seen` is the observation that the next action is chosen from: where an episode was cut, already the first of the
     next one (`start`). `final` is the real last observation, of every copy, present only when some copy was cut; its
     rows mean something only where `cut` is true. Both hold workspace fields: `obs` or `obs/<part>`, `agent_mask`, and
-    where the team has them `state` and `action_mask`.
+    where the team has them `state`, `action_mask`, and `forced` with `forced_action`: what the environment will do in
+    an agent's place whatever that agent chooses.
     """
 
     seen: Fields

@@ -90,6 +90,11 @@ class Workspace:
         """True where a step was written and the agent was there: what a loss may count."""
         return self["agent_mask"][: self.time] & self._filled[:, :, None]
 
+    @property
+    def decided(self) -> Bool[Tensor, "time env agent"]:
+        """True where an agent chose its action itself: what a policy's loss may count."""
+        return self.mask & ~self["forced"][: self.time] if "forced" in self else self.mask
+
     def at(self, t: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Views of step `t`: every field that has this step (or just `names`), episode constants whole."""
         for name in names or ():

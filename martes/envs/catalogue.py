@@ -4,9 +4,10 @@ before it is asked for."""
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
+from functools import partial
 from importlib import import_module
-from importlib.metadata import entry_points
+from typing import NamedTuple
 
 import torch
 
@@ -14,60 +15,15 @@ from martes.conversion import converted, refuse_unknown
 from martes.data import VectorEnv
 from martes.data.options import Option, options_of, takes_anything
 from martes.envs.batched.engine import BatchedEnv, Game
+from martes.envs.names import CATALOGUE, FAMILIES, FORAGING, Entry, entries
+from martes.envs.process import Hosting, hosted_env
+from martes.envs.settings import Environment
+from martes.envs.single import SingleEnv
+from martes.envs.wrappers import wrapped
 from martes.errors import ConfigError, EnvError, nearest
 
-GROUP = "martes.envs"
-"""The entry-point group under which a package declares its own environments."""
-FORAGING = "lbf-[<sight>s-]<rows>x<columns>-<agents>p-<food>f[-coop]"
-"""The names of level-based foraging, read by `martes.envs.batched.foraging`."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One name: what makes the environment, what it is, and the options that make the variant."""
-
-    place: str
-    """`module:name` of a game's class, or of a function that returns a game or a vector environment."""
-    doc: str
-    options: Mapping[str, object] = field(default_factory=dict[str, object])
-
-
-_MPE, _MATRIX = "martes.envs.batched.mpe", "martes.envs.batched.matrix"
-_VALUE, _ACTION = "martes.envs.batched.value_probes", "martes.envs.batched.action_probes"
-_CONTINUOUS = {"continuous": True}
-
-CATALOGUE: Mapping[str, Entry] = {
-    "mpe-spread": Entry(f"{_MPE}:Spread", "cover every landmark, do not collide"),
-    "mpe-spread-continuous": Entry(f"{_MPE}:Spread", "mpe-spread with real-valued actions", _CONTINUOUS),
-    "mpe-speaker-listener": Entry(f"{_MPE}:SpeakerListener", "one knows the goal, the other must go there"),
-    "mpe-speaker-listener-continuous": Entry(
-        f"{_MPE}:SpeakerListener", "mpe-speaker-listener with real-valued actions", _CONTINUOUS
-    ),
-    "foraging": Entry("martes.envs.batched.foraging:Foraging", "level-based foraging: lift food together"),
-    "climbing": Entry(f"{_MATRIX}:climbing", "matrix game: the best joint action lies beside the worst"),
-    "penalty": Entry(f"{_MATRIX}:penalty", "matrix game: two best joint actions, a penalty for mixing them up"),
-    "matrix": Entry(f"{_MATRIX}:MatrixGame", "two players and any table"),
-    "two-step": Entry(f"{_MATRIX}:TwoStep", "the first choice decides which table pays: 7 for sure or up to 8"),
-    "memory-cue": Entry("martes.envs.batched.memory:MemoryCue", "remember a cue until asked for it"),
-    "coordsum-3x10": Entry("martes.envs.batched.coordination:CoordSum", "sum to a target without a fixed convention"),
-    "crowd": Entry("martes.envs.batched.crowd:Crowd", "thousands of agents that cost next to nothing"),
-    "probe-constant": Entry(f"{_VALUE}:Lives", "one step that pays 1"),
-    "probe-delayed": Entry(f"{_VALUE}:Lives", "two steps, the second pays 1", {"rewards": ((0.0, 1.0), (0.0, 1.0))}),
-    "probe-death": Entry(f"{_VALUE}:Lives", "one agent dies, one plays on", {"rewards": ((1.0,) * 2, (1.0,) * 5)}),
-    "probe-observed": Entry(f"{_VALUE}:ObservedReward", "the observation is the reward"),
-    "probe-time-limit": Entry(f"{_VALUE}:TimeLimit", "1 for ever, cut by time limits"),
-    "probe-unequal": Entry(f"{_ACTION}:UnequalTeam", "groups with unequal observations and actions"),
-    "probe-continuous": Entry(f"{_ACTION}:Aim", "hit a target in real numbers"),
-    "probe-multi-discrete": Entry(f"{_ACTION}:Combination", "set several dials at once"),
-    "probe-image": Entry(f"{_ACTION}:Picture", "name the bright quarter of a picture"),
-    "probe-parts": Entry(f"{_ACTION}:Picture", "a picture and a number, both needed", {"compass": True}),
-}
-
-
-def listed_envs() -> dict[str, str]:
-    """Name -> description of every environment that is installed, and the grammar of foraging's names."""
-    found = {name: entry.doc for name, entry in _entries().items()}
-    return found | {FORAGING: "level-based foraging of any size, as in lbf-2s-8x8-2p-2f-coop"}
+_OURS = ("task", "copies", "device", "limit")
+"""What a maker may take that is no option of the task."""
 
 
 def game_options(name: str) -> dict[str, Option]:
@@ -103,39 +59,97 @@ def make_env(
     factory: str | None = None,
     options: Mapping[str, object] | None = None,
 ) -> VectorEnv:
-    """`copies` of the environment `name`, or of what the user's `factory` ("module:function") returns.
+    """`copies` of the environment `name`, or of what the user's `factory` makes, in this process; see `environment`."""
+    return environment(Environment(name, copies, factory, options or {}), copies, device)
 
-    A factory is called with `copies` and `device`, where it has such parameters, and with the options; it returns a
-    VectorEnv, or a Game to be run by BatchedEnv. Raises ConfigError for a name, option or factory that does not exist
-    and an option that cannot be, EnvError where a factory returns something else.
+
+def environment(
+    task: Environment,
+    copies: int | None = None,
+    device: torch.device | str = "cpu",
+    opposed: Callable[[VectorEnv], VectorEnv] | None = None,
+) -> VectorEnv:
+    """The copies of a task that its settings describe, wrapped as they say.
+
+    `opposed` seats opponents (`wrap.against`) in the bare task: they are loaded from runs, of which nothing is known
+    here.
+
+    A factory ("module:function") is called with the options, and with `copies`, `device` and `limit` (the time limit
+    of `wrap`) where it has such parameters. It returns a VectorEnv of so many copies, a Game, or one copy of an
+    environment of any kind that `martes.envs.adapters.adapted` knows. Raises ConfigError for a name, option or factory
+    that does not exist and an option that cannot be, EnvError where a factory returns something else.
     """
-    entry = _entry(name) if factory is None else Entry(factory, "")
+    copies = copies or task.copies
+    make, place = _maker(task, copies, device)
+    made, limit = make(), task.wrap.time_limit
+    if isinstance(made, Game):
+        env: VectorEnv = BatchedEnv(made, copies, device, limit)
+    elif isinstance(made, VectorEnv):
+        env = _counted(made, place, copies, limit)
+    else:
+        _adapted(made, place).close()  # it told what it is; those who step it make their own
+        hosting = Hosting(task.workers, task.timeout, task.start_method)
+        env = hosted_env(partial(_single, make, place), copies, device, limit, hosting)
+    if opposed is not None:
+        env = opposed(env)
+    elif task.wrap.against is not None:
+        raise ConfigError(
+            "env.wrap.against asks for opponents: martes.train and martes.evaluate seat them, or `opposed`"
+        )
+    return wrapped(env, task.wrap)
+
+
+class _Maker(NamedTuple):
+    make: Callable[[], object]
+    place: str
+
+
+def _maker(task: Environment, copies: int, device: torch.device | str) -> _Maker:
+    """What makes the task, its options given; it can be sent to another process."""
+    entry = _entry(task.name) if task.factory is None else Entry(task.factory, "")
     maker = _imported(entry.place)
     known = options_of(maker)
-    given = {**entry.options, **checked_options(name, options or {}, factory)}
+    given = {**entry.options, **checked_options(task.name, task.options, task.factory)}
     missing = [each for each, option in _own_options(maker).items() if option.is_required and each not in given]
     if missing:
-        raise ConfigError(f"{name} needs the option {missing[0]!r}: give env.{missing[0]}=...")
-    ours = {"copies": copies, "device": device}
-    passed = {each: value for each, value in ours.items() if each in known or takes_anything(maker)}
-    return _vectorised(maker(**given, **passed), entry.place, copies, device)
+        raise ConfigError(f"{task.name} needs the option {missing[0]!r}: give env.{missing[0]}=...")
+    ours = {"copies": copies, "device": device, "limit": task.wrap.time_limit}
+    return _Maker(
+        partial(maker, **given, **{each: value for each, value in ours.items() if each in known}), entry.place
+    )
 
 
-def _entries() -> dict[str, Entry]:
-    """Every name; one of the library's own cannot be taken by a package."""
-    found = {
-        each.name: Entry(each.value, f"from the package {each.dist.name if each.dist else each.module}")
-        for each in entry_points(group=GROUP)
-    }
-    return {**found, **CATALOGUE}
+def _single(make: Callable[[], object], place: str) -> SingleEnv:
+    return _adapted(make(), place)
+
+
+def _adapted(made: object, place: str) -> SingleEnv:
+    from martes.envs.adapters.adapted import adapted
+
+    try:
+        return adapted(made)
+    except EnvError as error:
+        raise EnvError(f"{place}: {error}; nor is it a Game or a VectorEnv of martes") from error
+
+
+def _counted(made: VectorEnv, place: str, copies: int, limit: int | None) -> VectorEnv:
+    if made.num_envs != copies:
+        raise EnvError(f"{place} made {made.num_envs} copies where env.copies is {copies}: let it take `copies`")
+    if limit is not None and (made.team.episode_limit or limit + 1) > limit:
+        raise ConfigError(f"env.wrap.time_limit is {limit}, and {place} keeps its own time: let it take `limit`")
+    return made
 
 
 def _entry(name: str) -> Entry:
-    entries = _entries()
-    if name in entries:
-        return entries[name]
+    known = entries()
+    if name in known:
+        return known[name]
+    family, _, task = name.partition(":")
+    if family in FAMILIES and task:
+        return replace(FAMILIES[family], options={"task": task})
     if not name.startswith("lbf-"):
-        raise ConfigError(f"no environment {name!r}{nearest(name, [*entries, FORAGING])}")
+        families = (f"{each}:<task>" for each in FAMILIES)
+        raise ConfigError(f"no environment {name!r}{nearest(name, [*known, FORAGING, *families])}")
     from martes.envs.batched.foraging import foraging
 
     game = foraging(name.replace("lbf", "Foraging", 1))
@@ -167,20 +181,4 @@ def _imported(place: str) -> Callable[..., object]:
 
 
 def _own_options(maker: Callable[..., object]) -> dict[str, Option]:
-    return {name: option for name, option in options_of(maker).items() if name not in ("copies", "device")}
-
-
-def _vectorised(made: object, place: str, copies: int, device: torch.device | str) -> VectorEnv:
-    if isinstance(made, VectorEnv):
-        if made.num_envs != copies:
-            raise EnvError(f"{place} made {made.num_envs} copies where env.copies is {copies}: let it take `copies`")
-        return made
-    if isinstance(made, Game):
-        return BatchedEnv(made, copies, device)
-    told = " and ".join(f"to be a {kind.__name__} it lacks {_lacking(made, kind)}" for kind in (Game, VectorEnv))
-    raise EnvError(f"{place} returned {type(made).__name__}, which is neither a Game nor a VectorEnv: {told}")
-
-
-def _lacking(made: object, protocol: type) -> str:
-    members = (each for each in (*vars(protocol), *protocol.__annotations__) if not each.startswith("_"))
-    return ", ".join(each for each in members if not hasattr(made, each))
+    return {name: option for name, option in options_of(maker).items() if name not in _OURS}

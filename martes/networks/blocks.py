@@ -102,7 +102,8 @@ class StackedConvolutions(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "slot row feature"]:
         """Features of images `slot row channel height width`."""
-        x = x.transpose(0, 1).flatten(1, 2).float() / 255  # row (slot channel) height width
+        pixels = x if x.is_floating_point() else x.float() / 255
+        x = pixels.transpose(0, 1).flatten(1, 2)  # row (slot channel) height width
         for weight, bias in zip(self.weights, self.biases, strict=True):
             x = functional.conv2d(x, weight, bias, stride=2, padding=1, groups=self.slots).relu()
         return x.unflatten(1, (self.slots, -1)).transpose(0, 1).flatten(2)

@@ -44,7 +44,8 @@ class Policy(TemporalModule):
             self.log_std = nn.Parameter(torch.full((self.slots.count, outputs), -0.5))
         self.choice = "sample" if self.is_continuous else "action"
         masks = ("action_mask",) if team.masks_actions else ()
-        self.reads = (*self.body.reads, *masks, "agent_mask")
+        forced = ("forced", "forced_action") if team.forces_actions else ()
+        self.reads = (*self.body.reads, *masks, *forced, "agent_mask")
         self.writes = ("action", "sample", "log_prob") if self.is_continuous else ("action", "log_prob")
 
     def fields(self) -> dict[str, Field]:
@@ -82,9 +83,10 @@ class Policy(TemporalModule):
         if sample is None:
             noise = inputs.get("noise")
             sample = distribution.mode() if noise is None else distribution.sample(noise)
+            sample = sample if self.is_continuous else executed(sample, inputs)
         outputs = {"log_prob": distribution.log_prob(sample), "entropy": distribution.entropy(), self.choice: sample}
         if isinstance(distribution, SquashedGaussian):
-            outputs["action"] = distribution.action(sample)
+            outputs["action"] = executed(distribution.action(sample), inputs)
         return outputs
 
     def distribution(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Distribution:
@@ -101,3 +103,12 @@ class Policy(TemporalModule):
         if self.kind is Discrete:
             return Categorical(scores, mask)
         return MultiCategorical(scores.unflatten(-1, tuple(self.legal.shape[1:])), mask)
+
+
+def executed(action: Tensor, inputs: Inputs) -> Tensor:
+    """What is done: the agent's own `action` [... agent ...], or what the environment does in its place (`forced`)."""
+    if "forced" not in inputs:
+        return action
+    forced = inputs["forced"]
+    over_choices = forced.reshape(*forced.shape, *(1,) * (action.ndim - forced.ndim))
+    return torch.where(over_choices, inputs["forced_action"], action)

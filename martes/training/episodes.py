@@ -30,8 +30,9 @@ class Episodes:
         self._lived = lived[:, -1] - torch.where(has_ended, lived.gather(1, last)[:, 0], 0)
 
     def tell(self, stats: dict[str, Tensor]) -> None:
-        """Takes in other numbers of episodes that ended, one entry an episode."""
-        for name, values in stats.items():
+        """Takes in other numbers of episodes that ended, one entry an episode; NaN where an episode tells none."""
+        for name, given in stats.items():
+            values = given[~given.isnan()]
             if values.numel():
                 self._finished.setdefault(name, []).append(values.double())
 

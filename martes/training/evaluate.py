@@ -117,5 +117,5 @@ class ScoredEnv:
     def scores(self) -> Scores:
         """What was counted."""
         earned = torch.cat(self._returns)
-        stats = {name: float(torch.cat(values).mean()) for name, values in self._stats.items()}
+        stats = {name: float(torch.cat(values).nanmean()) for name, values in self._stats.items()}
         return Scores(earned.sum(1), earned, torch.cat(self._lengths), stats)

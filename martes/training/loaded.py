@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from martes.data import Discrete, Image, Memory, Observation, TeamSpec, Vector
+from martes.data import Discrete, Image, Memory, Observation, Schema, TeamSpec, Vector
 from martes.data.trees import cleared
 from martes.errors import DataError, nearest
 from martes.networks import TemporalModule
@@ -69,6 +69,8 @@ class LoadedPolicy:
             fields["action_mask"] = _legal(self.team, action_mask, seen)
         elif action_mask is not None:
             raise DataError("this policy was trained where every action is legal: leave action_mask out")
+        if self.team.forces_actions:  # what the environment does in an agent's place is its own affair here
+            fields |= _unforced(self.team, seen.lead)
         opens = _mask("start", False if start is None else start, *seen.lead)
         if not seen.lead:
             fields = {name: value.unsqueeze(0) for name, value in fields.items()}
@@ -155,6 +157,14 @@ def _legal(team: TeamSpec, mask: object, seen: Seen) -> Bool[Tensor, "..."]:
         part = (..., index, *(slice(size) for size in shape))
         legal[part] = _mask(f"action_mask of {agent}", own, *seen.lead, *shape)
     return legal
+
+
+def _unforced(team: TeamSpec, lead: tuple[int, ...]) -> dict[str, Tensor]:
+    schema = Schema.from_team(team)
+    return {
+        name: torch.zeros(*lead, team.size, *schema[name].shape, dtype=schema[name].dtype)
+        for name in ("forced", "forced_action")
+    }
 
 
 def _in_kind(team: TeamSpec, action: Tensor, seen: Seen) -> Actions:

@@ -9,12 +9,13 @@ import torch
 
 from martes.algorithms.learner import Metrics
 from martes.data import Workspace
+from martes.envs.catalogue import environment
 from martes.errors import MartesError, NonFiniteError
 from martes.training.evaluate import Scores
 from martes.training.log import Log
 from martes.training.process import interruption, reuse_memory, threads
 from martes.training.run import RunFolder
-from martes.training.session import Session
+from martes.training.session import MakeEnv, Session
 from martes.training.settings import Plan
 
 
@@ -31,9 +32,10 @@ class Result:
     """Were all steps made (or was the run interrupted, to be resumed)?"""
 
 
-def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None) -> Result:
+def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None, make: MakeEnv = environment) -> Result:
     """The result of a run from its first step, or from a checkpoint (`origin`, else the folder's newest), to its last.
 
+    `make` makes its environments: how, is for those to say who know more of a task than its settings.
     The first Ctrl-C (or SIGTERM) ends it cleanly after the current update, saved; a second one aborts. Raises EnvError,
     CheckpointError, and NonFiniteError naming the file that holds the batch; what was saved before stays good.
     """
@@ -43,7 +45,7 @@ def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None) -
         folder.claimed(),
         threads(training.threads),
         interruption() as stop,
-        Session(plan, folder, log) as session,
+        Session(plan, folder, log, make) as session,
     ):
         session.begin(origin)
         learner, collector = session.learner, session.collector

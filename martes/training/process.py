@@ -10,13 +10,15 @@ from contextlib import contextmanager
 
 import torch
 
+from martes.envs.process import cores as available_cores
+
 
 def cores() -> int:
     """Processor cores that this process may use: OMP_NUM_THREADS where it is set, as everywhere in numerics."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     if told.isdecimal() and int(told):
         return int(told)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available_cores()
 
 
 def reuse_memory() -> None:

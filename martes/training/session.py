@@ -1,12 +1,14 @@
 """The moving parts of a run in progress, and the state that lets it go on as if it had never stopped."""
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from martes.data import VectorEnv
-from martes.envs.catalogue import make_env
+from martes.envs.catalogue import environment
+from martes.envs.settings import Environment
 from martes.errors import CheckpointError
 from martes.training import checkpoint
 from martes.training.collect import Collector
@@ -16,6 +18,9 @@ from martes.training.run import RunFolder
 from martes.training.seeding import generator_of, seed_of
 from martes.training.settings import Plan
 
+MakeEnv = Callable[[Environment, int, str], VectorEnv]
+"""Makes so many copies of a task on a device."""
+
 
 class Session:
     """Environment, learner, collector and log of one run, and how many environment steps it has made.
@@ -23,8 +28,9 @@ class Session:
     Leaving it closes the environments.
     """
 
-    def __init__(self, plan: Plan, folder: RunFolder, log: Log) -> None:
+    def __init__(self, plan: Plan, folder: RunFolder, log: Log, make: MakeEnv = environment) -> None:
         self.plan = plan
+        self._make = make
         self.folder = folder
         self.log = log
         self.steps = 0
@@ -33,13 +39,11 @@ class Session:
         self._scored_at = self._saved_at = -1
         self._test_env: VectorEnv | None = None
         seed, device = plan.training.seed, plan.training.device
-        self.env = self._made(plan.env.copies)
+        self.env = make(plan.env, plan.env.copies, device)
+        if note := getattr(self.env, "note", ""):
+            log.message(note)
         self.learner = plan.algorithm.learner(self.env.team, generator_of(seed, "learning", device=device))
         self.collector = Collector(self.env, self.learner, generator_of(seed, "acting", device=device))
-
-    def _made(self, copies: int) -> VectorEnv:
-        task = self.plan.env
-        return make_env(task.name, copies, self.plan.training.device, options=task.options, factory=task.factory)
 
     def __enter__(self) -> "Session":
         return self
@@ -83,7 +87,9 @@ class Session:
         wanted, seed = self.plan.evaluation, self.plan.training.seed
         with self.log.phase("evaluate"):
             if self._test_env is None:
-                self._test_env = self._made(min(self.plan.env.copies, wanted.episodes))
+                task = self.plan.env
+                task = replace(task, workers=0) if task.workers == "auto" else task  # too short to time it again
+                self._test_env = self._make(task, min(task.copies, wanted.episodes), self.plan.training.device)
             seed = seed_of(seed, "evaluation", self.steps)
             self.scores = evaluate(self.learner.policy, self._test_env, wanted.episodes, seed, wanted.greedy)
         self._scored_at = self.steps

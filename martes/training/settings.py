@@ -1,24 +1,10 @@
-"""What a run is told besides its algorithm: task, length, evaluation, logging. Every field is a command-line option."""
+"""What a run is told besides its task and its algorithm. Every field is a command-line option."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from martes.algorithms.learner import Algorithm
-
-
-@dataclass(frozen=True)
-class Environment:
-    """Which task, and how many copies of it are stepped together."""
-
-    name: str = "mpe-spread"
-    """A name that `martes list envs` shows."""
-    copies: int = 64
-    """Copies that are stepped together."""
-    factory: str | None = None
-    """`module:function` that makes the environment, in place of a listed name."""
-    options: Mapping[str, object] = field(default_factory=dict[str, object])
-    """Options of the task itself; on the command line `env.agents=5` or `--env.agents 5`."""
+from martes.envs.settings import Environment
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,29 @@ def test_what_masked_entries_hold_changes_nothing() -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("world", ["forced", "forced-continuous"])
+def test_what_the_environment_did_in_an_agents_place_is_stored_and_teaches_its_policy_nothing(world: str) -> None:
+    learner, window = collected(
+        WORLDS[world], PPO(critic="local", network=SMALL, rollout=8, standardise_advantage=True)
+    )
+    learner._score(window)
+    forced = window["forced"][: window.time]
+    assert forced.any() and not forced.all()
+    assert torch.equal(window["action"][forced], window["forced_action"][: window.time][forced])
+    assert not torch.equal(window["action"][~forced], window["forced_action"][: window.time][~forced])
+    assert torch.equal(window.decided, window.mask & ~forced)
+
+    def policy_loss() -> torch.Tensor:
+        return learner.loss(window)[1]["policy_loss"]
+
+    before = policy_loss()
+    window["advantage"][forced] = 1e6
+    window["log_prob"][forced] = -1e6
+    assert torch.equal(before, policy_loss())
+    window["advantage"][~forced] += torch.randn(int((~forced).sum()))
+    assert not torch.equal(before, policy_loss())
+
+
 def test_time_limit_bootstraps_from_the_real_last_observation() -> None:
     learner, window = collected(World(has_state=True, ends=0.0, limit=4), PPO(critic="local", rollout=6))
     finals: dict[int, torch.Tensor] = {}

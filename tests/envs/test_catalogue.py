@@ -1,47 +1,30 @@
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from martes.data import VectorEnv
-from martes.envs import CATALOGUE, game_options, listed_envs, make_env
+from martes.data import Discrete, VectorEnv
 from martes.envs.batched import BatchedEnv
 from martes.envs.batched.crowd import Crowd
 from martes.envs.batched.foraging import Foraging
 from martes.envs.batched.matrix import climbing
 from martes.envs.batched.mpe import Spread
+from martes.envs.catalogue import environment, game_options, make_env
+from martes.envs.names import CATALOGUE, FORAGING, listed_envs
+from martes.envs.settings import Environment
+from martes.envs.wrappers import Wrap
 from martes.errors import ConfigError, EnvError
-from tests.envs.batched.test_engine import assert_same, random_action
+from tests.envs.batched.test_engine import random_action
 
 
 def played(env: Any, seed: int, steps: int) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
     return [env.step(random_action(env, generator)) for _ in range(steps)]
-
-
-@pytest.mark.parametrize("name", [*CATALOGUE, "lbf-2s-8x8-2p-2f-coop", "lbf-5x6-3p-1f"])
-def test_every_environment_is_made_played_drawn_saved_and_restored(name: str):
-    env, other = make_env(name, 3), make_env(name, 3)
-    assert isinstance(env, VectorEnv)
-    first = env.reset(5)
-    assert first.start.all()
-    played(env, 0, 7)
-    saved = env.state_dict()
-    other.load_state_dict(saved)
-    future = played(env, 1, 30)
-    for step, again in zip(future, played(other, 1, 30), strict=True):
-        assert_same(step, again)
-        for tensor in (step.reward, step.discount, *step.seen.values()):
-            assert tensor.isfinite().all()
-    frame = env.render(2)
-    assert frame.dtype == "uint8"
-    assert frame.ndim == 3
-    assert frame.shape[2] == 3
-    assert frame.std() > 3
-    env.close()
 
 
 def test_a_name_sets_options_and_the_user_changes_them():
@@ -80,8 +63,10 @@ def test_options_are_told_with_kind_default_and_doc():
 def test_the_list_holds_every_name_and_the_grammar_of_foraging():
     listed = listed_envs()
     assert set(CATALOGUE) < set(listed)
-    assert any(name.startswith("lbf-[") for name in listed)
-    assert all(listed.values())
+    assert FORAGING in listed["lbf-..."].doc
+    assert all(each.doc for each in listed.values())
+    assert all(listed[name].cure == "" for name in CATALOGUE if not CATALOGUE[name].extra)
+    assert "gymnasium:..." in listed
 
 
 # ------------------------------------------------------------------------------------------------------------- errors
@@ -136,9 +121,29 @@ def returns_env(copies, device, agents: int = 4):
     return BatchedEnv(Crowd(agents), copies, device)
 
 
-def takes_anything(**options):
+def takes_anything(copies, **options):
     seen.append(dict(options))
-    return BatchedEnv(Crowd(4), options["copies"])
+    return BatchedEnv(Crowd(4), copies)
+
+
+class Plain:
+    """Two agents name the number of the step.
+
+    Args:
+        numbers: How many there are.
+    """
+
+    def __init__(self, numbers: int = 3):
+        self.n_actions = numbers
+
+    def reset(self):
+        self.t = 0
+        return [[0.0], [0.0]]
+
+    def step(self, actions):
+        rewards = [float(action == self.t) for action in actions]
+        self.t = (self.t + 1) % self.n_actions
+        return [[self.t], [self.t]], rewards, False, {}
 
 
 def needs(agents: int):
@@ -186,7 +191,30 @@ def test_a_factory_gets_its_options_and_copies_and_device(module: str):
     assert game(make_env("mine", 3, factory=f"{module}:returns_game", options={"agents": "6"})) == Crowd(6)
     assert game(make_env("mine", 3, factory=f"{module}:returns_env", options={"agents": 6})) == Crowd(6)
     make_env("mine", 3, factory=f"{module}:takes_anything", options={"colour": "red"})
-    assert sys.modules[module].seen == [{"colour": "red", "copies": 3, "device": "cpu"}]
+    assert sys.modules[module].seen == [{"colour": "red"}]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_plain_class_is_a_factory_of_single_copies(module: str, workers: int):
+    task = Environment("mine", 3, f"{module}:Plain", {"numbers": 4}, Wrap(time_limit=5), workers)
+    with closing(environment(task)) as env:
+        assert env.num_envs == 3
+        assert env.team.episode_limit == 5
+        assert env.team.action["agent"] == Discrete(4)
+        env.reset(0)
+        steps = [env.step(torch.full((3, 2), t % 4)) for t in range(5)]
+        assert all((step.reward == 1).all() for step in steps)
+        assert [bool(step.cut.all()) for step in steps] == [False] * 4 + [True]
+        assert steps[-1].final is not None
+        assert (steps[-1].final["obs"] == 1).all() and (steps[-1].seen["obs"] == 0).all()
+
+
+def test_a_time_limit_reaches_games_and_is_refused_where_nobody_keeps_it(module: str):
+    limited = Environment("mpe-spread", wrap=Wrap(time_limit=7))
+    assert environment(limited, 2).team.episode_limit == 7
+    assert environment(replace(limited, wrap=Wrap(time_limit=99)), 2).team.episode_limit == 25
+    with pytest.raises(ConfigError, match=r"env\.wrap\.time_limit is 7.*let it take `limit`"):
+        environment(Environment("mine", 3, f"{module}:returns_env", wrap=Wrap(time_limit=7)))
 
 
 def test_a_class_of_a_game_is_a_factory():
@@ -205,8 +233,12 @@ def test_a_class_of_a_game_is_a_factory():
         ("users_module:CONSTANT", ConfigError, "is no function or class but 3"),
         ("users_module:needs", ConfigError, "needs the option 'agents'"),
         ("users_module:too_few", EnvError, r"made 1 copies where env\.copies is 3: let it take `copies`"),
-        ("users_module:nothing", EnvError, "returned dict, which is neither a Game nor a VectorEnv"),
-        ("users_module:Half", EnvError, "to be a Game it lacks initial, advance.*to be a VectorEnv it lacks reset"),
+        (
+            "users_module:nothing",
+            EnvError,
+            "nothing: dict is no environment that martes knows: .*nor is it a Game or a VectorEnv",
+        ),
+        ("users_module:Half", EnvError, "Half: Half is no environment.*it lacks reset"),
     ],
 )
 def test_a_factory_that_is_none_is_refused(module: str, factory: str, error: type[Exception], told: str):
@@ -241,7 +273,7 @@ def package(tmp_path: Path, module: str) -> None:
 
 
 def test_environments_of_installed_packages_have_names_too(package: None):
-    assert listed_envs()["my-crowd"] == "from the package my-package"
+    assert listed_envs()["my-crowd"].doc == "from the package my-package"
     assert game_options("my-crowd")["agents"].doc == "How many."
     assert game(make_env("my-crowd", 2, options={"agents": 9})) == Crowd(9)
     with pytest.raises(ConfigError, match="did you mean 'my-crowd'"):

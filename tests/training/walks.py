@@ -10,11 +10,12 @@ import torch
 from martes.algorithms.ppo import PPO
 from martes.data import Discrete, TeamSpec, TimeStep, Vector
 from martes.envs.batched.engine import BatchedEnv, Outcome, State
+from martes.envs.settings import Environment
 from martes.networks import Network
 from martes.training.log import Log
 from martes.training.loop import Result, train
 from martes.training.run import RunFolder
-from martes.training.settings import Environment, Evaluation, Logging, Training
+from martes.training.settings import Evaluation, Logging, Training
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from martes.data import Discrete, Fields, TeamSpec, TimeStep
+from martes.envs.single import limited
 from martes.errors import EnvError
 
 State = dict[str, Tensor]
@@ -57,13 +58,16 @@ class Drawn(Protocol):
 
 
 class BatchedEnv:
-    """`copies` of a game as one VectorEnv. Episodes end when the game is over or at the team's `episode_limit`."""
+    """`copies` of a game as one VectorEnv. Episodes end when the game is over or at the team's `episode_limit`.
 
-    def __init__(self, game: Game, copies: int, device: torch.device | str = "cpu") -> None:
+    `limit` is a shorter one.
+    """
+
+    def __init__(self, game: Game, copies: int, device: torch.device | str = "cpu", limit: int | None = None) -> None:
         if copies < 1:
             raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
         self.game = game
-        self.team = game.team
+        self.team = limited(game.team, limit)
         self.num_envs = copies
         self.device = torch.device(device)
         choices = () if self.team.action_kind is Discrete else self.team.legal_actions.shape[1:2]

@@ -14,11 +14,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import embedding, softplus
 
+from martes.data import Action, Continuous, Discrete
+from martes.envs.batched.rules import table
+
 TIME_STEP = 0.1
 DAMPING = 0.25
 """Part of the velocity that a step takes away."""
 ACCELERATION = 5.0
-"""What a full action adds to the velocity in a unit of time; masses are 1."""
+"""What a full action adds to the velocity in a unit of time, where a game says nothing else; masses are 1."""
 CONTACT_STIFFNESS = 100.0
 CONTACT_MARGIN = 1e-3
 """Distance over which a contact sets in."""
@@ -29,10 +32,9 @@ DIRECTIONS = ((0.0, 0.0), (-1.0, 0.0), (1.0, 0.0), (0.0, -1.0), (0.0, 1.0))
 """Where the actions push: nowhere, left, right, down, up."""
 
 
-@lru_cache
-def table(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "row column"]:
-    """The rows as a tensor, made once for each kind of tensor that meets them."""
-    return torch.tensor(rows, dtype=dtype, device=device)
+def choice_or_strengths(n: int, continuous: bool) -> Action:
+    """One of `n` actions, or the strength of each in [0, 1]."""
+    return Continuous((0.0,) * n, (1.0,) * n) if continuous else Discrete(n)
 
 
 @lru_cache
@@ -71,7 +73,9 @@ def length(vector: Float[Tensor, "*batch 2 env"]) -> Float[Tensor, "*batch env"]
     return torch.hypot(across, up)
 
 
-def thrust(action: Tensor, like: Tensor) -> Float[Tensor, "agent 2 env"]:
+def thrust(
+    action: Tensor, like: Tensor, acceleration: float | Float[Tensor, "agent 1 1"] = ACCELERATION
+) -> Float[Tensor, "agent 2 env"]:
     """The force that each agent's action exerts on it, in the dtype of `like`.
 
     An integer [env agent] chooses among `DIRECTIONS`; real numbers [env agent 5], clipped to [0, 1], blend them.
@@ -80,8 +84,8 @@ def thrust(action: Tensor, like: Tensor) -> Float[Tensor, "agent 2 env"]:
         part = action.to(like.dtype).clamp(0.0, 1.0)
         push = part[..., 2::2] - part[..., 1::2]  # right - left, up - down
     else:
-        push = embedding(action.long(), table(DIRECTIONS, like.dtype, like.device))
-    return push.permute(1, 2, 0) * ACCELERATION
+        push = embedding(action.long(), table(DIRECTIONS, like.device, like.dtype))
+    return push.permute(1, 2, 0) * acceleration
 
 
 def contact_force(relative: Float[Tensor, "agent other 2 env"], reach: float | Tensor) -> Float[Tensor, "agent 2 env"]:
@@ -96,10 +100,13 @@ def contact_force(relative: Float[Tensor, "agent other 2 env"], reach: float | T
 
 
 def moved(
-    position: Float[Tensor, "agent 2 env"], velocity: Float[Tensor, "agent 2 env"], force: Float[Tensor, "agent 2 env"]
+    position: Float[Tensor, "agent 2 env"],
+    velocity: Float[Tensor, "agent 2 env"],
+    force: Float[Tensor, "agent 2 env"],
+    top_speed: Float[Tensor, "agent 1 1"] | None = None,
 ) -> tuple[Float[Tensor, "agent 2 env"], Float[Tensor, "agent 2 env"]]:
     """Position and velocity one step later: the position follows the old velocity, the force changes the new one."""
-    return (
-        torch.add(position, velocity, alpha=TIME_STEP),
-        torch.add(velocity * (1 - DAMPING), force, alpha=TIME_STEP),
-    )
+    later = torch.add(velocity * (1 - DAMPING), force, alpha=TIME_STEP)
+    if top_speed is not None:
+        later = later * (top_speed / length(later).unsqueeze(-2)).clamp_max(1.0)  # at rest: inf, so 1
+    return torch.add(position, velocity, alpha=TIME_STEP), later

@@ -1,125 +1,29 @@
-"""Spread and speaker-listener are the games of mpe2: equal steps from equal states, starts drawn alike."""
-
-from collections import Counter
-from collections.abc import Iterator
+"""Spread, speaker-listener and reference are the games of mpe2: equal steps from equal states, starts drawn alike."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from mpe2 import simple_speaker_listener_v4, simple_spread_v3
-from pettingzoo import ParallelEnv
-from pettingzoo.utils.env_logger import EnvLogger
-from torch import Tensor
 
-from martes.data import Continuous, Discrete, TimeStep, Vector, VectorEnv
+from martes.data import Discrete, Vector, VectorEnv
 from martes.envs.batched.engine import BatchedEnv, State
-from martes.envs.batched.mpe import RADIUS, SpeakerListener, Spread
+from martes.envs.batched.mpe import Reference, SpeakerListener, Spread
 from martes.errors import ConfigError
+from tests.envs.batched.particles import (
+    DOWN,
+    GENERATOR,
+    LEFT,
+    RIGHT,
+    STAY,
+    UP,
+    assert_starts_are_alike,
+    assert_team_is_declared,
+    followed,
+)
+from tests.envs.contract import Promise, check
 
-STAY, LEFT, RIGHT, DOWN, UP = range(5)
-GENERATOR = torch.Generator()  # steps leave nothing to chance
-Game = Spread | SpeakerListener
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    EnvLogger.suppress_output()  # mpe2 says each time that it clips an action
-    yield
-    EnvLogger.unsuppress_output()
-
-
-def original(game: Game) -> ParallelEnv:
-    options = {"continuous_actions": game.continuous, "max_cycles": game.episode_limit}
-    if isinstance(game, SpeakerListener):
-        return simple_speaker_listener_v4.parallel_env(**options)
-    return simple_spread_v3.parallel_env(N=game.agents, local_ratio=game.local_ratio, **options)
-
-
-def state_of(env: ParallelEnv) -> State:
-    """The package's state as one environment of ours, in float64. The speaker's own place means nothing."""
-    world = env.aec_env.unwrapped.world
-    speaks = "speaker_0" in env.possible_agents
-    movers = world.agents[1:] if speaks else world.agents
-    entities = [*movers, *world.landmarks]
-    state = {
-        "position": torch.tensor(np.array([[entity.state.p_pos for entity in entities]])),
-        "velocity": torch.tensor(np.array([[agent.state.p_vel for agent in movers]])),
-    }
-    if speaks:
-        speaker = world.agents[0]
-        state["goal"] = torch.tensor([world.landmarks.index(speaker.goal_b)])
-        state["message"] = torch.tensor(speaker.state.c)[None]
-    return state
-
-
-def joined(states: list[State]) -> State:
-    return {name: torch.cat([state[name] for state in states]) for name in states[0]}
-
-
-def restored(env: BatchedEnv, state: State) -> TimeStep:
-    held = {**env.state_dict(), "state": state, "elapsed": torch.zeros(env.num_envs, dtype=torch.int32)}
-    return env.load_state_dict(held)
-
-
-def crowded(env: ParallelEnv, rng: np.random.Generator, seed: int) -> None:
-    """A start where agents stand close to each other, moving, some beside a landmark."""
-    env.reset(seed=seed)
-    world = env.aec_env.unwrapped.world
-    for agent in world.agents:
-        agent.state.p_pos = rng.uniform(-0.3, 0.3, 2)
-        if agent.movable:
-            agent.state.p_vel = rng.uniform(-1, 1, 2)
-    world.landmarks[0].state.p_pos = world.agents[-1].state.p_pos + 0.01
-
-
-def drawn_actions(env: ParallelEnv, continuous: bool, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Anything, out of bounds too; who can move heads for the middle half of the time, to meet the others there."""
-    actions = {}
-    for agent in env.aec_env.unwrapped.world.agents:
-        space = env.action_space(agent.name)
-        action = rng.uniform(-0.3, 1.3, space.shape) if continuous else rng.integers(space.n)
-        if agent.movable and rng.random() < 0.5:
-            x, y = agent.state.p_pos
-            sideways, upright = (LEFT if x > 0 else RIGHT), (DOWN if y > 0 else UP)
-            home = sideways if abs(x) > abs(y) else upright
-            action = 1.3 * np.eye(5)[home] if continuous else home
-        actions[agent.name] = action
-    return actions
-
-
-def padded(rows: list[np.ndarray], width: int) -> np.ndarray:
-    return np.stack([np.pad(row, (0, width - len(row))) for row in rows])
-
-
-def observed(env: ParallelEnv) -> list[np.ndarray]:
-    """The package's observations before it rounds them to float32."""
-    inner = env.aec_env.unwrapped
-    return [inner.scenario.observation(agent, inner.world) for agent in inner.world.agents]
-
-
-def assert_seen_equal(fields: dict[str, Tensor], envs: list[ParallelEnv]) -> None:
-    seen, width = [observed(env) for env in envs], fields["obs"].shape[-1]
-    assert fields["obs"].dtype == fields["state"].dtype == torch.float64
-    close = {"rtol": 0, "atol": 1e-9}
-    np.testing.assert_allclose(fields["obs"].numpy(), np.stack([padded(rows, width) for rows in seen]), **close)
-    np.testing.assert_allclose(fields["state"].numpy(), np.stack([np.concatenate(rows) for rows in seen]), **close)
-    np.testing.assert_allclose(fields["state"].numpy(), np.stack([env.state() for env in envs]), rtol=1e-6, atol=1e-7)
-
-
-def events(env: ParallelEnv) -> Counter:
-    world = env.aec_env.unwrapped.world
-    places = np.array([agent.state.p_pos for agent in world.agents])
-    marks = np.array([mark.state.p_pos for mark in world.landmarks])
-    apart = np.linalg.norm(places[:, None] - places, axis=-1)[np.triu_indices(len(places), 1)]
-    covered = np.linalg.norm(marks[:, None] - places, axis=-1).min(1) < 0.1
-    return Counter(
-        contact=int((apart < 2 * RADIUS).sum()),
-        grazing=int(((apart >= 2 * RADIUS) & (apart < 2 * RADIUS + 0.005)).sum()),
-        covered=int(covered.sum()),
-    )
-
+Game = Spread | SpeakerListener | Reference
 
 GAMES = [
     Spread(),
@@ -132,84 +36,43 @@ GAMES = [
     SpeakerListener(),
     SpeakerListener(continuous=True),
     SpeakerListener(episode_limit=3),
+    Reference(),
+    Reference(continuous=True),
+    Reference(local_ratio=0.1, episode_limit=8),
+    Reference(local_ratio=1.0, continuous=True, episode_limit=60),
 ]
 
 
 @pytest.mark.parametrize("game", GAMES, ids=str)
 def test_steps_equal_the_package(game: Game) -> None:
-    """Whole episodes, started alike and never set right again."""
-    copies, steps, rng = 4, 125, np.random.default_rng(7)
-    theirs, ours = [original(game) for _ in range(copies)], BatchedEnv(game, copies)
-    counted: Counter = Counter()
-    for first in range(0, steps, game.episode_limit):
-        for index, env in enumerate(theirs):
-            crowded(env, rng, seed=first + index)
-        step = restored(ours, joined([state_of(env) for env in theirs]))
-        assert_seen_equal(dict(step.seen), theirs)
-        for t in range(1, game.episode_limit + 1):
-            actions = [drawn_actions(env, game.continuous, rng) for env in theirs]
-            answers = [env.step(action) for env, action in zip(theirs, actions, strict=True)]
-            rows = [list(action.values()) for action in actions]
-            joint = np.stack([padded(row, 5) for row in rows]) if game.continuous else np.array(rows)
-            step = ours.step(torch.tensor(joint))
-            assert step.reward.dtype == torch.float64
-            rewards = [list(answer[1].values()) for answer in answers]
-            np.testing.assert_allclose(step.reward.numpy(), rewards, rtol=0, atol=1e-9)
-            assert not any(terminated for answer in answers for terminated in answer[2].values())
-            assert step.discount.min() == 1
-            assert (
-                step.cut.tolist()
-                == [all(answer[3].values()) for answer in answers]
-                == [t == game.episode_limit] * copies
-            )
-            assert_seen_equal(dict(step.final or step.seen), theirs)
-            counted += sum((events(env) for env in theirs), Counter())
+    counted = followed(game)
     assert counted["covered"] > 5, counted
     if isinstance(game, Spread) and game.agents > 1:
         assert counted["contact"] > 50 and counted["grazing"] > 0, counted
+    if not isinstance(game, Spread):
+        assert counted["said"] > 400, counted
 
 
-@pytest.mark.parametrize("game", [Spread(agents=4), SpeakerListener()], ids=str)
+@pytest.mark.parametrize("game", [Spread(agents=4), SpeakerListener(), Reference()], ids=str)
 def test_starts_are_drawn_like_the_package(game: Game) -> None:
-    env = original(game)
-    env.reset(seed=0)
-    package: list[State] = []
-    for _ in range(1000):
-        env.reset()
-        package.append(state_of(env))
-    theirs, ours = joined(package), game.initial(4000, torch.Generator().manual_seed(1))
-    at = torch.linspace(0.0, 1.0, 11)
-    for name, tensor in theirs.items():
-        assert tensor.shape[1:] == ours[name].shape[1:]
-        one, other = (each.reshape(len(each), -1).double() for each in (tensor, ours[name]))
-        torch.testing.assert_close(one.quantile(at.double(), 0), other.quantile(at.double(), 0), rtol=0, atol=0.13)
-        torch.testing.assert_close(one.mean(0), other.mean(0), rtol=0, atol=0.08)
-    assert -1 <= ours["position"].min() < -0.99 and 0.99 < ours["position"].max() <= 1
-    assert ours["position"].dtype == torch.get_default_dtype()
-    assert ours["position"].flatten(1).T.corrcoef().fill_diagonal_(0).abs().max() < 0.08  # all drawn apart
-    if isinstance(game, SpeakerListener):
-        assert ours["goal"].bincount().tolist() == pytest.approx([4000 / 3] * 3, rel=0.1)
+    assert_starts_are_alike(game)
 
 
 @pytest.mark.parametrize("game", GAMES, ids=str)
 def test_team_is_what_the_package_declares(game: Game) -> None:
-    env, team = original(game), game.team
-    assert team.agents == tuple(env.possible_agents)
-    assert team.episode_limit == game.episode_limit
-    assert team.state == Vector(*env.state_space.shape)
-    for agent, group in zip(team.agents, team.group_of, strict=True):
-        assert team.observation[group] == Vector(*env.observation_space(agent).shape)
-        space = env.action_space(agent)
-        if game.continuous:
-            assert team.action[group] == Continuous(tuple(space.low.tolist()), tuple(space.high.tolist()))
-        else:
-            assert team.action[group] == Discrete(int(space.n))
+    assert_team_is_declared(game)
 
 
 def test_default_teams() -> None:
     assert Spread().team.state == Vector(54) and dict(Spread().team.groups) == {"agent": (0, 1, 2)}
     assert dict(SpeakerListener().team.groups) == {"speaker": (0,), "listener": (1,)}
     assert SpeakerListener().team.observation_sizes == (3, 11)
+    assert Reference().team.action["agent"] == Discrete(50) and Reference().team.state == Vector(42)
+
+
+@pytest.mark.parametrize("game", [Spread(), SpeakerListener(True), Reference(), Reference(True)], ids=str)
+def test_keeps_the_laws(game: Game) -> None:
+    check(Promise(lambda copies, limit: BatchedEnv(game, copies, limit=limit), tells_state=True, steps=60))
 
 
 # ------------------------------------------------------------------------------------------------ worked by hand
@@ -280,6 +143,26 @@ def test_speech_by_hand(continuous: bool) -> None:
     assert game.observe(outcome.state)["obs"][0, 1].tolist() == [0, 0.5, 1, 0, 0, 2, 0.5, 0.5, *loud]
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_reference_by_hand(continuous: bool) -> None:
+    """Agent 1 stands 1 from where agent 0 wants it, agent 0 stands 3 from where agent 1 wants it; agent 0 goes up and
+    says the fourth word, agent 1 stays and says the last."""
+    state = placed([[0.0, 0.0], [1.0, 0.0]], [[0.0, 0.0], [0.0, 3.0], [5.0, 5.0]])
+    state |= {"goal": torch.tensor([[0, 1]]), "message": torch.zeros(1, 2, 10)}
+    state["message"][0, 0, 2] = 1.0
+    game, eye = Reference(continuous, local_ratio=0.25), torch.eye(15)
+    action = torch.stack((eye[UP] + 7 * eye[5 + 3], eye[14]))[None] if continuous else torch.tensor([[UP + 15, 45]])
+    before = game.observe(state)
+    motion, colour = [0, 0, -1, 0, -1, 3, 4, 5], [0.25, 0.75, 0.25]
+    assert before["obs"][0, 1].tolist() == [*motion, *colour, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert before["state"][0, 21:].tolist() == before["obs"][0, 1].tolist()
+    outcome = game.advance(state, action, GENERATOR)
+    torch.testing.assert_close(outcome.reward, torch.tensor([[-0.25 - 0.75 * 2, -0.75 - 0.75 * 2]]))
+    torch.testing.assert_close(outcome.state["velocity"], torch.tensor([[[0.0, 0.5], [0.0, 0.0]]]))
+    heard = game.observe(outcome.state)["obs"][0, :, 11:]
+    assert heard.argmax(1).tolist() == [9, 3] and heard.sum(1).tolist() == [1, 1]
+
+
 # ---------------------------------------------------------------------------------------------------- properties
 @given(agents=st.integers(2, 6), seed=st.integers(0, 2**31), spread=st.floats(0.01, 1.0))
 def test_contacts_keep_the_momentum(agents: int, seed: int, spread: float) -> None:
@@ -304,7 +187,7 @@ def test_agents_are_alike(agents: int, seed: int) -> None:
     torch.testing.assert_close(one.state["velocity"][:, order], other.state["velocity"])
 
 
-@pytest.mark.parametrize("game", [Spread(agents=5), SpeakerListener(continuous=True)], ids=str)
+@pytest.mark.parametrize("game", [Spread(agents=5), SpeakerListener(continuous=True), Reference()], ids=str)
 def test_the_future_does_not_depend_on_how_a_state_lies_in_memory(game: Game) -> None:
     """A state that comes back from a file goes on bit for bit."""
     state = game.initial(33, torch.Generator().manual_seed(0))
@@ -330,11 +213,13 @@ def test_equal_seeds_give_equal_futures(global_randomness_unused: None) -> None:
 @pytest.mark.parametrize(
     ("kind", "options", "told"),
     [
-        (Spread, {"agents": 0}, "Spread.agents is 0: give it at least 1"),
+        (Spread, {"agents": 0}, "Spread.agents is 0: it must be 1 or more"),
         (Spread, {"local_ratio": 1.5}, "Spread.local_ratio is 1.5: .* between 0 and 1"),
         (Spread, {"local_ratio": float("nan")}, "Spread.local_ratio is nan"),
-        (Spread, {"episode_limit": 0}, "Spread.episode_limit is 0: give it at least 1 step"),
+        (Spread, {"episode_limit": 0}, "Spread.episode_limit is 0: it must be 1 or more"),
         (SpeakerListener, {"episode_limit": -1}, "SpeakerListener.episode_limit is -1"),
+        (Reference, {"episode_limit": 0}, "Reference.episode_limit is 0"),
+        (Reference, {"local_ratio": -0.1}, "Reference.local_ratio is -0.1: .* between 0 and 1"),
     ],
 )
 def test_impossible_options_are_refused(kind: type[Game], options: dict, told: str) -> None:
@@ -363,3 +248,13 @@ def test_frame_of_speaker_listener_shows_goal_and_message() -> None:
     other_goal = game.frame(state | {"goal": torch.tensor([2])}) != picture
     other_word = game.frame(state | {"message": torch.tensor([[1.0, 0.0, 0.0]])}) != picture
     assert other_goal.any() and other_word[:50].any() and not other_word[50:].any()
+
+
+def test_frame_of_reference_shows_who_says_what() -> None:
+    game = Reference()
+    state = game.initial(1, torch.Generator().manual_seed(0))
+    silent, loud = game.frame(state), game.frame(state | {"message": torch.eye(10)[None, 3:5]})
+    is_other = (silent != loud).any(-1)
+    assert is_other[:50].any() and is_other[-50:].any() and is_other[50:-50].any()
+    swapped = game.frame(state | {"goal": (state["goal"] + 1) % 3})
+    assert (swapped != silent).any(-1).sum() > 500

@@ -1,0 +1,82 @@
+"""How fast martes is on this machine, and how much faster than what it stands in for: `martes bench`."""
+
+import json
+import platform
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from martes.bench import games, learning
+from martes.bench.timing import SECONDS, Measurement
+from martes.errors import ConfigError, nearest
+from martes.training.process import cores, reuse_memory, threads
+
+METHOD = f"""\
+The sides of a ratio take turns in one process with the same threads. Each piece of work is sized to take at least
+{SECONDS} s, which also warms it up, and is then timed once a repeat; shown are the median and the range of the repeats.
+Random actions are drawn beforehand. An env-step is one step of one copy of an environment, the whole team together.
+"""
+
+
+HEADS = ("measurement", "median", "range", "target", "reached")
+
+
+def measured(names: Sequence[str], repeats: int, thread_count: int, console: Console) -> list[Measurement]:
+    """The measurements of these names, or all; a table of them is printed.
+
+    Raises ConfigError for an unknown name, or less than one repeat.
+    """
+    for name in names:
+        if name not in MEASURES:
+            raise ConfigError(f"no measurement {name!r}{nearest(name, MEASURES)}")
+    if repeats < 1:
+        raise ConfigError(f"--repeats is {repeats}: it must be at least 1")
+    results: list[Measurement] = []
+    reuse_memory()  # as every run does
+    with threads(thread_count):
+        for name in names or MEASURES:
+            with console.status(f"measuring {name}"):
+                results += MEASURES[name](repeats)
+    table = Table(box=None, pad_edge=False)
+    for index, head in enumerate(HEADS):
+        table.add_column(head, justify="right" if 0 < index < 4 else "left")
+    for each in results:
+        table.add_row(*each.cells)
+    console.print(machine(thread_count), table)
+    return results
+
+
+def markdown(results: Iterable[Measurement], thread_count: int) -> str:
+    """A page of the measurements, and of how they were made."""
+    rows = [HEADS, ("---", *["---:"] * 3, "---"), *(each.cells for each in results)]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    command = "```bash no-run\nmartes bench --output docs/benchmarks.md\n```"
+    return f"# Benchmarks\n\nMade by\n\n{command}\n\non {machine(thread_count)}.\n\n{METHOD}\n{table}"
+
+
+def as_json(results: Iterable[Measurement], thread_count: int) -> str:
+    """The measurements, every repeat of them, as JSON."""
+    rows = [asdict(each) | {"median": each.median} for each in results]
+    return json.dumps({"machine": machine(thread_count), "measurements": rows}, indent=2) + "\n"
+
+
+def machine(thread_count: int) -> str:
+    """What the measurements were made on."""
+    info = Path("/proc/cpuinfo")
+    models = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    model = models[0] if models else platform.processor() or platform.machine()
+    return f"{model}, {cores()} cores, {thread_count or cores()} threads, torch {torch.__version__}"
+
+
+MEASURES: Mapping[str, Callable[[int], list[Measurement]]] = {
+    "spread": games.spread,
+    "foraging": games.foraging,
+    "acting": learning.acting,
+    "training": learning.training,
+    "windows": learning.windows,
+}

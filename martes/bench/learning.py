@@ -1,0 +1,82 @@
+"""Acting, training, and learning on windows."""
+
+import torch
+
+from martes.algorithms.ppo import PPO, PPOLearner
+from martes.bench.timing import Measurement, Side, rates, ratios
+from martes.data import Schema, VectorEnv, Workspace
+from martes.envs.catalogue import make_env
+from martes.networks import Chain, Network, act, replay
+from martes.training.collect import Collector
+
+LENGTHS = (25, 50, 100)
+"""Steps of the windows that are learned from."""
+
+
+def _mappo(network: Network, envs: int, steps: int = 25) -> tuple[PPOLearner, VectorEnv]:
+    env = make_env("mpe-spread", envs)
+    learner = PPO(critic="central", network=network, rollout=steps, epochs=4).learner(
+        env.team, torch.Generator().manual_seed(0)
+    )
+    return learner, env
+
+
+def acting(repeats: int) -> list[Measurement]:
+    """Env-steps a second of acting alone."""
+    learner, env = _mappo(Network(hidden=(64, 64)), envs=1024)
+    actor = learner.policy.part_for("action")
+    workspace = Workspace(Schema.from_team(env.team).extended(**actor.fields()), time=25, envs=env.num_envs)
+    first = env.reset(0)
+    workspace.write(25, {**first.seen, "start": first.start})
+    chain, generator = Chain(env, actor), torch.Generator().manual_seed(1)
+
+    def rounds(count: int) -> int:
+        for _ in range(count):
+            workspace.carry()
+            act(chain, workspace, 0, 25, generator=generator)
+        return count * 25 * env.num_envs
+
+    values = rates({"act": rounds}, repeats)["act"]
+    return [Measurement("acting, 64-64 MLP, 1024 copies of spread", tuple(values), 300_000, is_ratio=False)]
+
+
+def training(repeats: int) -> list[Measurement]:
+    """Env-steps a second of collecting and learning together."""
+    learner, env = _mappo(Network(hidden=(64, 64)), envs=1024)
+    collector = Collector(env, learner, torch.Generator().manual_seed(1))
+    collector.start(0)
+
+    def updates(count: int) -> int:
+        for _ in range(count):
+            learner.update(collector.collect())
+        return count * 25 * env.num_envs
+
+    values = rates({"train": updates}, repeats)["train"]
+    name = "MAPPO, 64-64, 4 epochs, 1024 copies of spread x 25 steps"
+    return [Measurement(name, tuple(values), 60_000, is_ratio=False)]
+
+
+def windows(repeats: int) -> list[Measurement]:
+    """Forward and backward passes over a window: all steps at once, against the loop over `step`."""
+    found: list[Measurement] = []
+    for kind, network, target in (("MLP", Network(), 3.0), ("GRU", Network(memory="gru"), 1.0)):
+        for steps in LENGTHS:
+            learner, env = _mappo(network, envs=64, steps=steps)
+            collector = Collector(env, learner, torch.Generator().manual_seed(1))
+            collector.start(0)
+            window = collector.collect()
+            sides = {name: _passes(learner, window, name == "loop") for name in ("sequence", "loop")}
+            speed = rates(sides, repeats)
+            values = ratios(speed["sequence"], speed["loop"])
+            found.append(Measurement(f"{kind}, window of {steps} steps vs step by step", values, target))
+    return found
+
+
+def _passes(learner: PPOLearner, window: Workspace, is_stepwise: bool) -> Side:
+    def passes(count: int) -> int:
+        for _ in range(count):
+            outputs = replay(learner.policy, window, given=("action",), stepwise=is_stepwise)
+            (outputs["log_prob"].mean() + outputs["value"].mean()).backward()
+        return count
+
+    return passes

@@ -1,0 +1,69 @@
+"""Every listed environment, of this library and of others, keeps the one contract and can be learned from."""
+
+from contextlib import closing
+
+import pytest
+import torch
+
+from martes.algorithms.ppo import PPO
+from martes.data import VectorEnv
+from martes.envs.catalogue import environment
+from martes.envs.names import CATALOGUE, FAMILIES
+from martes.envs.settings import Environment
+from martes.envs.wrappers import Wrap
+from martes.networks import Network
+from martes.training.collect import Collector
+from tests.envs.contract import Promise, check
+
+WITH_TESTS = ("", "mpe", "lbf")
+"""Extras that `make install` brings."""
+SAMPLES: dict[str, tuple[str, ...]] = {
+    "gymnasium": ("CartPole-v1", "Pendulum-v1"),
+    "pettingzoo": ("pettingzoo.classic.connect_four_v3",),
+    "mpe2": ("simple_crypto_v3",),
+    "lbforaging": ("Foraging-8x8-2p-2f-coop-v3",),
+    "magent2": ("adversarial_pursuit_v4",),
+    "mamujoco": ("Humanoid-9|8",),
+    "lle": ("level6",),
+    "vmas": ("balance", "simple_speaker_listener"),
+    "jaxmarl": ("MPE_simple_speaker_listener_v4",),
+    "jumanji": ("LevelBasedForaging-v0", "Connector-v3"),
+    "open-spiel": ("hanabi",),
+}
+"""Tasks of each family, beyond those that have a name of their own."""
+NAMES = [*CATALOGUE, "lbf-2s-8x8-2p-2f-coop", *(f"{family}:{each}" for family in SAMPLES for each in SAMPLES[family])]
+
+
+def promise(name: str) -> Promise:
+    def make(copies: int, limit: int | None) -> VectorEnv:
+        return environment(Environment(name, wrap=Wrap(time_limit=limit)), copies)
+
+    return Promise(make)
+
+
+def marked(name: str) -> object:
+    entry = CATALOGUE.get(name) or FAMILIES.get(name.partition(":")[0])
+    is_installed = entry is None or entry.extra in WITH_TESTS
+    return pytest.param(name, marks=[] if is_installed else pytest.mark.extras)
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in NAMES])
+def test_the_contract_is_kept(name: str) -> None:
+    check(promise(name))
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in NAMES])
+def test_two_updates_move_every_parameter(name: str) -> None:
+    """Local critics take every team; parameters are those of groups, so that each group must learn."""
+    network = Network(hidden=(8,), activation="tanh", channels=(4,))
+    config = PPO(critic="local", sharing="group", network=network, rollout=6, epochs=1, minibatches=1)
+    with closing(environment(Environment(name), 2)) as env:
+        learner = config.learner(env.team, torch.Generator().manual_seed(0))
+        before = {each: value.detach().clone() for each, value in learner.policy.named_parameters()}
+        collector = Collector(env, learner, torch.Generator().manual_seed(1))
+        collector.start(2)
+        for _ in range(2):
+            metrics = learner.update(collector.collect())
+        assert all(value.isfinite() for value in metrics.values())
+        still = [each for each, value in learner.policy.named_parameters() if torch.equal(before[each], value)]
+        assert not still, f"these did not move: {still}"

@@ -1,0 +1,202 @@
+"""Sable: the law of its two faces in every world, and that all of it learns."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from martes.data import Discrete, TeamSpec, Vector
+from martes.data.trees import leaves, mapped
+from martes.errors import ConfigError
+from martes.networks import TemporalModule, replay
+from martes.networks.sable import Sable, SableShape
+from tests.networks.sables import SHAPES, inputs_of, made, recorded
+from tests.worlds import WORLDS, World, crossed
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(("world", "sharing", "shape"), crossed([*WORLDS], ["shared", "group", "agent"], [*SHAPES][:3]))
+def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str, shape: str) -> None:
+    chain, workspace = recorded(WORLDS[world], SHAPES[shape], sharing)
+    given = (chain.members[0].choice,)
+    whole = replay(chain, workspace, given=given)
+    loop = replay(chain, workspace, given=given, stepwise=True)
+    mask = workspace.decided
+    for name in ("log_prob", "entropy", "value"):
+        assert torch.allclose(whole[name][mask], loop[name][mask], atol=2e-5), name
+        assert torch.allclose(whole[name][mask], workspace[name][mask], atol=2e-5), name
+        assert whole[name].std() > 1e-2, "what is always the same agrees with anything"
+    assert torch.equal(whole["action"], workspace["action"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("world", ["dying", "continuous", "multi-discrete-masked"])
+def test_every_shape_keeps_the_law(world: str, shape: str) -> None:
+    chain, workspace = recorded(WORLDS[world], SHAPES[shape])
+    whole = replay(chain, workspace, given=(chain.members[0].choice,))
+    for name in ("log_prob", "entropy", "value"):
+        assert torch.allclose(whole[name][workspace.decided], workspace[name][workspace.decided], atol=2e-5), name
+
+
+@pytest.mark.parametrize("world", ["dying", "continuous"])
+def test_memory_after_the_window_agrees_too(world: str) -> None:
+    chain, workspace = recorded(WORLDS[world], SHAPES["memory"], time=11)
+    start, inputs = workspace["start"][:11], inputs_of(chain, workspace)
+    _, after = chain.sequence(inputs, workspace.memory, start)
+    _, looped = TemporalModule.sequence(chain, inputs, workspace.memory, start)
+    pairs = list(zip(leaves(after), leaves(looped), strict=True))
+    assert [path for (path, _), _ in pairs] == ["encoder", "own", "crossed", "elapsed"]
+    for (path, one), (_, other) in pairs:
+        assert one.abs().sum() > 0
+        assert torch.allclose(one, other, atol=2e-5), path
+
+
+@pytest.mark.parametrize("first", [1, 5, 8])
+def test_two_windows_are_one(first: int) -> None:
+    chain, workspace = recorded(WORLDS["dying"], SHAPES["memory"])
+    inputs, start = inputs_of(chain, workspace), workspace["start"][:12]
+    whole, after = chain.sequence(inputs, workspace.memory, start)
+    early, memory = chain.sequence({k: v[:first] for k, v in inputs.items()}, workspace.memory, start[:first])
+    late, end = chain.sequence({k: v[first:] for k, v in inputs.items()}, memory, start[first:])
+    for name in ("log_prob", "value"):
+        assert torch.allclose(whole[name], torch.cat([early[name], late[name]]), atol=2e-5), name
+    for (path, one), (_, other) in zip(leaves(after), leaves(end), strict=True):
+        assert torch.allclose(one, other, atol=2e-5), path
+
+
+@pytest.mark.parametrize("memory", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7, 36, 1000])
+def test_chunk_size_changes_no_result(memory: bool, size: int) -> None:
+    shape = replace(SHAPES["memory"], memory=memory)
+    chain, workspace = recorded(WORLDS["dying"], shape)
+    sable = chain.members[0]
+    expected = replay(chain, workspace, given=("action",))
+    sable.shape = replace(shape, chunk_size=size)
+    found = replay(chain, workspace, given=("action",))
+    for name in ("log_prob", "value", "entropy"):
+        assert torch.allclose(found[name], expected[name], atol=2e-5), name
+
+
+@pytest.mark.parametrize("world", ["unequal", "multi-discrete", "continuous"])
+@pytest.mark.parametrize("shape", ["memory", "no memory", "named actions, no layers"])
+def test_every_parameter_is_learned(world: str, shape: str) -> None:
+    """At its own initialisation, after one gradient step: nothing is dead (a layer whose maps all begin at 0 is)."""
+    kind = replace(WORLDS[world], has_deaths=False)
+    sable = Sable(kind.team, replace(SHAPES[shape], decay_scale=0.9), "group", torch.Generator().manual_seed(0))
+    chain, workspace = recorded(kind, SHAPES[shape], time=20)
+    inputs = inputs_of(chain, workspace)
+    weights = torch.randn(20, 4, kind.agents)
+    for first in (True, False):
+        out, _ = sable.sequence(inputs, sable.initial_memory(4), workspace["start"][:20])
+        sable.zero_grad()
+        (weights * (out["log_prob"] + out["value"])).sum().backward()
+        if first:
+            with torch.no_grad():
+                for each in sable.parameters():
+                    each.sub_(1e-3 * each.grad)
+    dead = [name for name, each in sable.named_parameters() if not each.grad.abs().sum() > 0]
+    assert not dead
+
+
+def test_a_greedy_step_takes_the_modes_and_draws_repeat() -> None:
+    sable = made(World())
+    inputs = {"obs": torch.randn(2, 3, 6), "agent_mask": torch.ones(2, 3, dtype=torch.bool)}
+    greedy = sable.step(inputs, sable.initial_memory(2))[0]
+    assert torch.equal(greedy["action"], sable.step(inputs, sable.initial_memory(2))[0]["action"])
+    for other in range(5):  # no other action of the first agent is more probable
+        given = {**inputs, "action": greedy["action"].clone()}
+        given["action"][:, 0] = other
+        assert (
+            sable.step(given, sable.initial_memory(2))[0]["log_prob"][:, 0] <= greedy["log_prob"][:, 0] + 1e-6
+        ).all()
+    noise = sable.noise(2, torch.Generator().manual_seed(0))
+    drawn = sable.step({**inputs, **noise}, sable.initial_memory(2))[0]["action"]
+    assert torch.equal(drawn, sable.step({**inputs, **noise}, sable.initial_memory(2))[0]["action"])
+
+
+def test_drawing_a_whole_window_is_drawing_its_steps() -> None:
+    chain, workspace = recorded(WORLDS["masked"], SHAPES["memory"])
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.stack([chain.noise(4, generator)["noise"] for _ in range(12)])
+    inputs = {name: workspace[name][:12] for name in chain.reads} | {"noise": noise}
+    out, _ = chain.sequence(inputs, workspace.memory, workspace["start"][:12])
+    assert torch.equal(out["action"], workspace["action"])
+
+
+def test_a_thousand_agents_in_one_pass() -> None:
+    agents = 1000
+    team = TeamSpec.of_agents(
+        {f"a_{i}": Vector(3) for i in range(agents)}, {f"a_{i}": Discrete(2) for i in range(agents)}
+    )
+    sable = Sable(team, SableShape(size=8, agent_id=False), "shared", torch.Generator().manual_seed(0))
+    inputs = {
+        "obs": torch.randn(2, 1, agents, 3),
+        "agent_mask": torch.ones(2, 1, agents, dtype=torch.bool),
+        "action": torch.zeros(2, 1, agents, dtype=torch.int64),
+    }
+    out, _ = sable.sequence(inputs, sable.initial_memory(1), torch.zeros(2, 1, dtype=torch.bool))
+    assert out["value"].isfinite().all() and out["log_prob"].shape == (2, 1, agents)
+
+
+def test_impossible_shapes_are_refused_by_name() -> None:
+    for wrong, name in (({"size": 0}, "size"), ({"heads": 0}, "heads"), ({"layers": 0}, "layers")):
+        with pytest.raises(ConfigError, match=f"network.{name} is 0"):
+            SableShape(**wrong)
+    with pytest.raises(ConfigError, match=r"network\.chunk_size is 0"):
+        SableShape(chunk_size=0)
+    with pytest.raises(ConfigError, match="5 heads cannot share"):
+        SableShape(heads=5)
+    with pytest.raises(ConfigError, match="decay_scale is 2"):
+        SableShape(decay_scale=2.0)
+
+
+def test_low_precision_changes_little() -> None:
+    chain, workspace = recorded(WORLDS["masked"], SHAPES["memory"])
+    exact = replay(chain, workspace, given=("action",))
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = replay(chain, workspace, given=("action",))
+        acted, _ = chain.step(workspace.at(0, chain.reads), chain.initial_memory(4))
+    for name in ("log_prob", "value", "entropy"):
+        assert rough[name].dtype == torch.float32
+        assert torch.allclose(rough[name], exact[name], atol=0.5)
+        assert acted[name].dtype == torch.float32
+
+
+def test_memory_travels_by_environment() -> None:
+    chain, workspace = recorded(WORLDS["dying"], SHAPES["memory"])
+    inputs, start = inputs_of(chain, workspace), workspace["start"][:12]
+    _, memory = chain.sequence(inputs, workspace.memory, start)
+    order = torch.tensor([2, 0])
+    whole, _ = chain.sequence(inputs, memory, start)
+    rows = mapped(lambda leaf: leaf[order], memory)
+    part, _ = chain.sequence({k: v[:, order] for k, v in inputs.items()}, rows, start[:, order])
+    assert torch.allclose(part["value"], whole["value"][:, order], atol=1e-5)
+
+
+COMPILED = """
+import torch
+from martes.networks.sable import Sable, SableShape
+from tests.worlds import World
+sable = Sable(World(has_masks=True).team, SableShape(size=8), "group", torch.Generator().manual_seed(0))
+inputs = {
+    "obs": torch.randn(2, 3, 6),
+    "agent_mask": torch.ones(2, 3, dtype=torch.bool),
+    "action_mask": torch.ones(2, 3, 5, dtype=torch.bool),
+    "noise": torch.randn(2, 3, 5),
+}
+memory = sable.initial_memory(2)
+step = torch.compile(sable.step, fullgraph=True, backend="eager")
+assert torch.equal(step(inputs, memory)[0]["action"], sable.step(inputs, memory)[0]["action"])
+window = {name: value.expand(5, *value.shape) for name, value in inputs.items() if name != "noise"}
+window["action"] = torch.ones(5, 2, 3, dtype=torch.int64)
+start = torch.zeros(5, 2, dtype=torch.bool)
+sequence = torch.compile(sable.sequence, fullgraph=True, backend="eager")
+assert torch.equal(sequence(window, memory, start)[0]["value"], sable.sequence(window, memory, start)[0]["value"])
+"""
+
+
+def test_both_faces_compile_as_one_graph() -> None:
+    # In a process of its own: here every call is checked at run time, which a graph cannot hold.
+    subprocess.run([sys.executable, "-c", COMPILED], check=True)

@@ -176,7 +176,10 @@ class Replay:
 
     # ------------------------------------------------------------------------------------------------------- sampling
     def episodes(self, place: Int64[Tensor, "batch"]) -> Workspace:
-        """The whole episodes that begin at these places, as a batch of as many steps as the longest has."""
+        """The whole episodes that begin at these places, as a batch of as many steps as the longest has.
+
+        Each begins with `start`, so any memory of the right form will do: `policy.initial_memory(batch.envs)`.
+        """
         steps = self.streams.lengths[place].long()
         batch = self._gathered(place, steps, torch.zeros_like(steps), int(steps.amax()))
         batch["place"] = place

@@ -140,8 +140,8 @@ class Streams:
 
     def scan(self, start: Bool[Tensor, "place"]) -> None:
         """Finds the episodes in stored rows. A row that the first step of an episode follows is a last observation."""
-        # An episode takes two rows at least.
-        self._whole = torch.zeros(self.columns, self.slots // 2 + 1, dtype=torch.int64, device=self.device)
+        # Of an episode's first position: room for all that can be whole, as each takes two rows at least.
+        self._whole = torch.zeros(self.columns, self.slots // 2, dtype=torch.int64, device=self.device)
         self._whole_begin, self._whole_end = torch.zeros(2, self.columns, dtype=torch.int64, device=self.device)
         oldest = self.oldest
         position = oldest[:, None] + torch.arange(self.slots, device=self.device)  # column slot

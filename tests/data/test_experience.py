@@ -50,7 +50,7 @@ def test_updates_follow_environment_steps_however_they_are_collected(envs, steps
     history = History(envs)
     experience = replayed(Transitions(1), 1000, ratio=ratio, warmup=warmup, steps=steps)
     made = updates = 0
-    for _ in range(min(100 // (envs * steps) + 1, 12)):
+    for _ in range(min(100 // (envs * steps) + 1, 6)):
         experience.add(*history.window([[False] * envs] * steps))
         made += envs * steps
         updates += sum(1 for _ in experience.due(made))

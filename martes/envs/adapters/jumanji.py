@@ -1,11 +1,12 @@
 """Jumanji (Bonnet et al., 2024): foraging, robot warehouse, connector, cleaner, search and rescue, under `JaxEnv`.
 
 Jumanji marks a time limit by a last step of discount 1 in foraging and the connector; in the others the last step has
-discount 0 whatever ended the episode. Here all five agree: discount 0 where the game itself ended, and `time_limit` cuts.
+discount 0 whatever ended the episode. Here all agree: discount 0 where the game itself ended, and `time_limit` cuts.
 
 - Foraging: over when all food is eaten.
 - Robot warehouse: over when two robots collide. (Scores are not those of `rware`, where robots wait for one another.)
-- Connector: an agent that is connected or blocked terminates alone; over when all have.
+- Connector: an agent that is connected or blocked terminates alone, though one that is blocked is made to pay on; over
+  when all have.
 - Cleaner: over when all is clean, or at an illegal action.
 - Search and rescue: over when all targets are found.
 """
@@ -92,8 +93,8 @@ class Kind(NamedTuple):
     """`obs` and what else is seen, of the suite's observation."""
     over: Callable[[object, object], Array]
     """Did the game itself end? Of the state and the suite's time step."""
-    times_out: bool = True
-    """Does the suite itself tell its time limit apart, or count it into something else that is seen or paid?"""
+    keeps_limit: bool = True
+    """Is the suite's own time limit left to it, since it is told apart, or is seen or paid?"""
     ends_alone: bool = False
     """Do agents terminate while others play on?"""
 
@@ -107,7 +108,7 @@ class BoardGame:
         self._jax = require("jax", "jax")
         self._agents = env.num_agents
         limit = env.time_limit
-        if not kind.times_out:
+        if not kind.keeps_limit:
             env.time_limit = NEVER  # the suite then says `last` of nothing but the game's own end
         _, seen = self._jax.eval_shape(self.reset, self._jax.random.PRNGKey(0))
         shape: tuple[int, ...] = attrgetter("shape")(seen["obs"])[1:]
@@ -145,8 +146,13 @@ class BoardGame:
         figure = require("matplotlib.figure", "jax").Figure(figsize=(5, 5))
         canvas = require("matplotlib.backends.backend_agg", "jax").FigureCanvasAgg(figure)
         axes = figure.add_subplot()
+
+        def ours(facecolor: str = "white", **_: object) -> tuple[object, object]:
+            figure.set_facecolor(facecolor)
+            return figure, axes
+
         viewer = attrgetter("_viewer")(self._env)
-        viewer._get_fig_ax, viewer._display = (lambda *_, **__: (figure, axes)), (lambda _: None)
+        viewer._get_fig_ax, viewer._display = ours, lambda _: None
         attrgetter("render")(self._env)(state[0])
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
@@ -228,7 +234,7 @@ KINDS: Mapping[str, Kind] = {
         },
         _views,
         _is_over,
-        times_out=False,
+        keeps_limit=False,
     ),
     "Connector": Kind(
         "routing.connector",
@@ -244,7 +250,7 @@ KINDS: Mapping[str, Kind] = {
         {"num_rows": 10, "num_cols": 10, "num_agents": 3},
         _floor,
         _is_over,
-        times_out=False,
+        keeps_limit=False,
     ),
     "SearchAndRescue": Kind(
         "swarms.search_and_rescue", "RandomGenerator", {"num_targets": 40, "num_searchers": 2}, _rays, _all_found

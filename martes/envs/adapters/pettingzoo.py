@@ -39,15 +39,15 @@ def pettingzoo(task: str, state: bool = True, **options: object) -> ParallelTeam
     Raises ConfigError for an unknown task (the nearest are named) or option, MissingExtra where its package is missing.
     """
     module = _module(task)
-    if callable(getattr(module, "parallel_env", None)):
-        env = _made(task, module.parallel_env, options)
-        assert isinstance(env, ParallelEnv)
-        return ParallelTeam(env, _map_of(env) if state and task.startswith("magent2.") else state)
-    if not callable(getattr(module, "env", None)):
+    makers = [made for name in ("parallel_env", "env") if callable(made := getattr(module, name, None))]
+    if not makers:
         raise ConfigError(f"{task} has neither parallel_env nor env: it is no task of PettingZoo's kind")
-    game = _made(task, module.env, options)
-    assert isinstance(game, AECEnv)
-    return turn_team(game, state)
+    env = _made(task, makers[0], options)
+    if isinstance(env, AECEnv):
+        return turn_team(env, state)
+    if not isinstance(env, ParallelEnv):
+        raise ConfigError(f"{task} made {type(env).__name__}, which is neither a ParallelEnv nor an AECEnv")
+    return ParallelTeam(env, _map_of(env) if state and task.startswith("magent2.") else state)
 
 
 def mpe2(task: str, state: bool = True, **options: object) -> ParallelTeam:
@@ -145,7 +145,7 @@ def _made(task: str, make: Callable[..., object], options: dict[str, object]) ->
             return make(**{**picture, **options})
         except TypeError:
             return make(**options)
-    except TypeError as error:
+    except (TypeError, ImportError) as error:
         raise ConfigError(f"{task} cannot be made with {options or 'no options'}: {error}") from error
 
 

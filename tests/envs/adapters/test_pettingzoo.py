@@ -1,6 +1,7 @@
 """Tasks of packages that speak PettingZoo, by name."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ def test_unknown_tasks_name_the_nearest(task: str, told: str) -> None:
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"mpe2.simple_spread_v3 cannot be made with \{'n': 3\}: .*'n'"):
         mpe2("simple_spread_v3", n=3)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("def env(**options): return 3", "strange_v1 made int, which is neither a ParallelEnv nor an AECEnv"),
+        ("def env(**options): import no_such_thing", "strange_v1 cannot be made with no options: .*no_such_thing"),
+        ("import no_such_thing", "strange_v1 needs no_such_thing, which is not installed: pip install no_such_thing"),
+    ],
+)
+def test_modules_of_one_s_own_that_make_nothing(
+    body: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "strange_v1.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "strange_v1", raising=False)
+    with pytest.raises(ConfigError, match=told):
+        pettingzoo("strange_v1")
 
 
 @pytest.fixture

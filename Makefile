@@ -15,12 +15,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
-EXTRAS := tensordict,video,wandb
+EXTRAS := rware,mamujoco,magent,lle,hanabi,vmas,jax,mabrax,tensordict,video,wandb
 
 help:
 	@echo "make train        set up, then train the default preset: about four minutes on two cores"
 	@echo "make test         set up, then lint and the core tests"
-	@echo "make test-extras  the tests that need [$(EXTRAS)]"
+	@echo "make test-extras  the tests that need an extra: outside environments among them (installs 2 GB)"
 	@echo "make lint         ruff, basedpyright and the import layers;  make gates: the contract tests alone"
 	@echo "make format       rewrite the code as ruff likes it;  make snapshots: rewrite the committed snapshots"
 	@echo "make clean        remove .venv and every cache (runs/ stays)"

@@ -232,7 +232,7 @@ def made_env(task: Environment, copies: int, device: str = "cpu", guest: Guest |
 def rival(run: str, team: TeamSpec, device: str = "cpu") -> Rival:
     """Who plays as a run's policy does, greedy or not as in its own evaluations; `random` draws legal actions."""
     if run == "random":
-        return Uniform(team, device)
+        return Uniform(team)
     found = restored(run, device=device)
     task, wrap = found.experiment.env, found.experiment.env.wrap
     bare = replace(task, wrap=Wrap(against=wrap.against, against_agents=wrap.against_agents))

@@ -63,7 +63,7 @@ class World:
             "mask": mask,
             "alive": alive,
             "state": torch.randn(envs, 9, generator=generator),
-            "forced": torch.rand(envs, n, generator=generator) < 0.3,
+            **({"forced": torch.rand(envs, n, generator=generator) < 0.3} if self.has_forced else {}),
         }
 
     def advance(self, state: State, action: torch.Tensor, generator: torch.Generator) -> Outcome:

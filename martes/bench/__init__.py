@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from martes.bench import games, learning
+from martes.bench import border, games, learning
 from martes.bench.timing import SECONDS, Measurement
 from martes.errors import ConfigError, nearest
 from martes.training.process import cores, reuse_memory, threads
@@ -76,6 +76,8 @@ def machine(thread_count: int) -> str:
 MEASURES: Mapping[str, Callable[[int], list[Measurement]]] = {
     "spread": games.spread,
     "foraging": games.foraging,
+    "process": border.process,
+    "native": border.native,
     "acting": learning.acting,
     "training": learning.training,
     "windows": learning.windows,

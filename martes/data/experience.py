@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from math import floor, isfinite
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -56,8 +56,12 @@ class Rollouts:
     """On-policy experience: each window of `steps` steps is learned from once, then forgotten."""
 
     steps: int
-    keeps_final: ClassVar[bool] = False
     _window: Workspace | None = None
+
+    @property
+    def keeps_final(self) -> bool:
+        """What its windows need of the ends is in their field `next_value`."""
+        return False
 
     def add(self, window: Workspace, final: Fields | None = None) -> None:
         """Keeps the window until it is handed out."""
@@ -175,7 +179,6 @@ class Replayed:
     """Where the rows lie in files; none: in memory."""
     device: torch.device | str = "cpu"
     """Where the rows lie, and the batches."""
-    keeps_final: ClassVar[bool] = True
     _replay: Replay | None = field(default=None, init=False)
     _priorities: Priorities | None = field(default=None, init=False)
     _began: int = field(default=0, init=False)
@@ -191,6 +194,11 @@ class Replayed:
         if self.capacity < self.of.batch:
             raise ConfigError(f"a replay of {self.capacity} rows is smaller than a batch of {self.of}: raise capacity")
         self._began = self.warmup
+
+    @property
+    def keeps_final(self) -> bool:
+        """A replay holds what was really seen last."""
+        return True
 
     def add(self, window: Workspace, final: Fields | None = None) -> None:
         """Takes in a window and the real last observations of the episodes that were cut in it.

@@ -181,9 +181,7 @@ class Replay:
         Each begins with `start`, so any memory of the right form will do: `policy.initial_memory(batch.envs)`.
         """
         steps = self.streams.lengths[place].long()
-        batch = self._gathered(place, steps, torch.zeros_like(steps), int(steps.amax()))
-        batch["place"] = place
-        return batch
+        return self._gathered(place, (place, steps, torch.zeros_like(steps)), int(steps.amax()))
 
     def sequences(self, place: Int64[Tensor, "batch"], length: int = 1, burn_in: int = 0) -> Workspace:
         """`length` steps from each place on, and before them up to `burn_in` more of the same episode.
@@ -203,29 +201,28 @@ class Replay:
             start = self._flags("start", column, within, range(0, -burn_in, -1))
             back = (~start).cumprod(0).sum(0).minimum((within - self.streams.oldest[column]) % self.slots)
         first = self.streams.places(column, within - back)
-        batch = self._gathered(first, back + steps, back, burn_in + length)
-        batch["place"] = place
-        return batch
+        return self._gathered(place, (first, back + steps, back), burn_in + length)
 
     def _flags(self, name: str, column: Tensor, within: Tensor, offsets: range) -> Bool[Tensor, "step batch"]:
         offset = torch.tensor(list(offsets), device=self.device)[:, None]
         return self._rows[name][self.streams.places(column, within + offset)]
 
-    def _gathered(self, first: Tensor, steps: Tensor, skipped: Tensor, time: int) -> Workspace:
+    def _gathered(self, place: Tensor, span: tuple[Tensor, Tensor, Tensor], time: int) -> Workspace:
         """The rows of `steps` steps from each place `first` on, and what followed; the first `skipped` do not count."""
+        first, steps, skipped = span
         column, within = first // self.slots, first % self.slots
         nth = torch.arange(time + 1, device=self.device)[:, None]
         row = self.streams.places(column, within + nth.minimum(steps))  # step batch
-        batch = Workspace(self._batch_schema, time=time, envs=len(first), device=self.device)
+        tensors: dict[str, Tensor] = {}
         for name, rows in self._rows.items():
-            field = self.schema[name]
-            index = row[: self.schema.length(name, time)].flatten() if field.over_time else row[0]
-            torch.index_select(rows, 0, index, out=batch[name].view(-1, *rows.shape[1:]))
+            index = row[: self.schema.length(name, time)] if self.schema[name].over_time else row[0]
+            tensors[name] = rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
+        filled = nth[:-1] < steps
+        tensors["counted"] = filled & (nth[:-1] >= skipped)
+        tensors["weight"] = torch.ones(len(place), device=self.device)
+        batch = Workspace.of(self._batch_schema, {**tensors, "place": place}, filled)
         if bool((steps < time).any()):
             self._pad(batch, nth, steps)
-        counted = (nth >= skipped) & (nth < steps)
-        for t in range(time):
-            batch.write(t, {"counted": counted[t]})
         return batch
 
     def _pad(self, batch: Workspace, nth: Tensor, steps: Tensor) -> None:

@@ -46,6 +46,11 @@ class Workspace:
     def _made(cls, schema: Schema, tensors: dict[str, Tensor], filled: Tensor, memory: Memory | None) -> "Workspace":
         return cls.__new__(cls)._adopt(schema, tensors, filled, memory)
 
+    @classmethod
+    def of(cls, schema: Schema, tensors: dict[str, Tensor], filled: Bool[Tensor, "time env"]) -> "Workspace":
+        """A workspace without memory that holds these tensors themselves; `filled` is true where a step was written."""
+        return cls._made(schema, tensors, filled, ())
+
     # ------------------------------------------------------------------------------------------------------- reading
     @overload
     def __getitem__(self, name: str) -> Tensor: ...

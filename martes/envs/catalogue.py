@@ -22,9 +22,6 @@ from martes.envs.single import SingleEnv
 from martes.envs.wrappers import wrapped
 from martes.errors import ConfigError, EnvError, nearest
 
-_OURS = ("task", "copies", "device", "limit")
-"""What a maker may take that is no option of the task."""
-
 
 def game_options(name: str) -> dict[str, Option]:
     """Option name -> option of the environment `name`, defaults as this name sets them.
@@ -32,7 +29,7 @@ def game_options(name: str) -> dict[str, Option]:
     Raises ConfigError where no environment has this name.
     """
     entry = _entry(name)
-    found = _own_options(_imported(entry.place))
+    found = _own_options(_imported(entry.place), entry)
     return {each: option._replace(default=entry.options.get(each, option.default)) for each, option in found.items()}
 
 
@@ -44,8 +41,9 @@ def checked_options(
     Raises ConfigError for a name that is no option (the nearest is sought among `others`, too) and for a value of
     another type.
     """
-    maker = _imported(_entry(name).place if factory is None else factory)
-    known = _own_options(maker)
+    entry = _entry(name) if factory is None else Entry(factory, "")
+    maker = _imported(entry.place)
+    known = _own_options(maker, entry)
     if not takes_anything(maker):
         refuse_unknown("env", options, known, others)
     kinds = {each: known[each].kind if each in known else object for each in options}
@@ -74,10 +72,10 @@ def environment(
     `opposed` seats opponents (`wrap.against`) in the bare task: they are loaded from runs, of which nothing is known
     here.
 
-    A factory ("module:function") is called with the options, and with `copies`, `device` and `limit` (the time limit
-    of `wrap`) where it has such parameters. It returns a VectorEnv of so many copies, a Game, or one copy of an
-    environment of any kind that `martes.envs.adapters.adapted` knows. Raises ConfigError for a name, option or factory
-    that does not exist and an option that cannot be, EnvError where a factory returns something else.
+    A factory ("module:function") is called with the options, and, where it takes `copies`, with these, and with
+    `device` and `limit` (the time limit of `wrap`) if it takes them. It returns a VectorEnv of so many copies, a Game,
+    or one copy of an environment of any kind that `martes.envs.adapters.adapted` knows. Raises ConfigError for a name,
+    option or factory that does not exist and an option that cannot be, EnvError where a factory returns something else.
     """
     copies = copies or task.copies
     make, place = _maker(task, copies, device)
@@ -87,7 +85,7 @@ def environment(
     elif isinstance(made, VectorEnv):
         env = _counted(made, place, copies, limit)
     else:
-        _adapted(made, place).close()  # it told what it is; those who step it make their own
+        _close(made)  # it told what it is; those who step it make their own
         hosting = Hosting(task.workers, task.timeout, task.start_method)
         env = hosted_env(partial(_single, make, place), copies, device, limit, hosting)
     if opposed is not None:
@@ -110,24 +108,26 @@ def _maker(task: Environment, copies: int, device: torch.device | str) -> _Maker
     maker = _imported(entry.place)
     known = options_of(maker)
     given = {**entry.options, **checked_options(task.name, task.options, task.factory)}
-    missing = [each for each, option in _own_options(maker).items() if option.is_required and each not in given]
+    missing = [each for each, option in _own_options(maker, entry).items() if option.is_required and each not in given]
     if missing:
         raise ConfigError(f"{task.name} needs the option {missing[0]!r}: give env.{missing[0]}=...")
-    ours = {"copies": copies, "device": device, "limit": task.wrap.time_limit}
+    many = {"copies": copies, "device": device, "limit": task.wrap.time_limit} if "copies" in known else {}
     return _Maker(
-        partial(maker, **given, **{each: value for each, value in ours.items() if each in known}), entry.place
+        partial(maker, **given, **{each: value for each, value in many.items() if each in known}), entry.place
     )
 
 
+def _close(made: object) -> None:
+    close = getattr(made, "close", None)
+    if callable(close):
+        close()
+
+
 def _single(make: Callable[[], object], place: str) -> SingleEnv:
-    return _adapted(make(), place)
-
-
-def _adapted(made: object, place: str) -> SingleEnv:
     from martes.envs.adapters.adapted import adapted
 
     try:
-        return adapted(made)
+        return adapted(make())
     except EnvError as error:
         raise EnvError(f"{place}: {error}; nor is it a Game or a VectorEnv of martes") from error
 
@@ -180,5 +180,11 @@ def _imported(place: str) -> Callable[..., object]:
     return found
 
 
-def _own_options(maker: Callable[..., object]) -> dict[str, Option]:
-    return {name: option for name, option in options_of(maker).items() if name not in _OURS}
+def _own_options(maker: Callable[..., object], entry: Entry) -> dict[str, Option]:
+    """What a user may set: not the task that the name says, and not what the makers of many copies are given."""
+    found = options_of(maker)
+    ours = (
+        *(("copies", "device", "limit") if "copies" in found else ()),
+        *(("task",) if "task" in entry.options else ()),
+    )
+    return {name: option for name, option in found.items() if name not in ours}

@@ -20,7 +20,7 @@ def drawn_actions(team: TeamSpec, step: TimeStep, generator: torch.Generator) ->
         low, high = team.bounds
         return torch.lerp(low, high, torch.rand(envs, *low.shape, generator=generator))
     exist = team.legal_actions.expand(envs, *team.legal_actions.shape)
-    legal = step.seen["action_mask"].cpu() if team.masks_actions else exist
+    legal = step.seen["action_mask"].cpu() & exist if team.masks_actions else exist
     return (legal * (1 - torch.rand(legal.shape, generator=generator))).argmax(-1)
 
 

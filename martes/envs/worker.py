@@ -32,7 +32,7 @@ StartMethod = Literal["spawn", "fork", "forkserver"]
 RESET, STEP, RENDER, END = b"0", b"s", b"p", b"e"
 """What a worker is told to do: the first byte of a message."""
 ALIVE, DONE, REFUSED, FAILED = b"a", b"d", b"r", b"f"
-"""What it answers: it is there, or made one more copy; it did it; it could not, and goes on; it could not, and ends itself."""
+"""What it answers: it lives, or made one more copy; it did it; it could not, and goes on; it could not, and ends."""
 
 
 # ------------------------------------------------------------------------------------------------ memory without a name

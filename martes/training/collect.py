@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from martes.algorithms.learner import Learner
-from martes.data import Memory, Schema, TimeStep, VectorEnv, Workspace
+from martes.data import Fields, Memory, Schema, TimeStep, VectorEnv, Workspace
 from martes.data.trees import cleared, mapped
 from martes.errors import EnvError
 from martes.networks import Chain, act
@@ -68,8 +68,19 @@ class Collector:
         assert step.final is not None
         index = step.cut.nonzero().squeeze(1)
         self.episodes.tell({name: value.index_select(0, index) for name, value in step.stats.items()})
-        final = {name: step.final[name].index_select(0, index) for name in self.learner.policy.reads}
+        names = step.final if self.learner.experience.keeps_final else self.learner.policy.reads
+        final = {name: step.final[name].index_select(0, index) for name in names}
         self._cuts.append(Cut(t, index, final, mapped(lambda leaf: leaf.index_select(0, index), memory)))
+
+    @property
+    def final(self) -> Fields | None:
+        """The real last observations of the episodes cut in the last window, in the order of its cuts.
+
+        None where nothing was cut, or the experience does not keep them.
+        """
+        if not self._cuts or not self.learner.experience.keeps_final:
+            return None
+        return {name: torch.cat([cut.final[name] for cut in self._cuts]) for name in self._cuts[0].final}
 
     @torch.no_grad()
     def _bootstrap(self) -> None:

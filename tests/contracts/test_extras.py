@@ -8,7 +8,23 @@ from martes.errors import require
 @pytest.mark.extras
 @pytest.mark.parametrize(
     ("module", "extra"),
-    [("tensordict", "tensordict"), ("imageio", "video"), ("imageio_ffmpeg", "video"), ("wandb", "wandb")],
+    [
+        ("tensordict", "tensordict"),
+        ("imageio", "video"),
+        ("imageio_ffmpeg", "video"),
+        ("wandb", "wandb"),
+        ("rware", "rware"),
+        ("gymnasium_robotics", "mamujoco"),
+        ("mujoco", "mamujoco"),
+        ("magent2", "magent"),
+        ("lle", "lle"),
+        ("pyspiel", "hanabi"),
+        ("shimmy", "hanabi"),
+        ("vmas", "vmas"),
+        ("jaxmarl", "jax"),
+        ("jumanji", "jax"),
+        ("brax", "mabrax"),
+    ],
 )
 def test_an_extra_imports(module, extra):
     assert require(module, extra).__name__ == module

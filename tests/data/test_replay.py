@@ -60,10 +60,8 @@ def assert_sequence(batch: Workspace, index: int, rows: list[Row], skipped: int 
     cut[steps - 1] |= steps < time  # whatever is known of it ends here
     assert batch["cut"][:, index].tolist() == cut
     assert batch["role"][index].tolist() == [rows[0].role] * 2
-    taught = batch.mask[:, index] & batch["counted"][:, index, None]
-    assert torch.equal(taught[skipped:steps], truth["agent_mask"][skipped:steps])
-    assert not taught[:skipped].any()
-    assert not taught[steps:].any()
+    assert torch.equal(batch.mask[:steps, index], truth["agent_mask"][:steps])
+    assert not batch.mask[steps:, index].any()
 
 
 def held(history: History, slots: int) -> dict[int, tuple[list[Row], int]]:

@@ -38,7 +38,7 @@ def promise(name: str) -> Promise:
     def make(copies: int, limit: int | None) -> VectorEnv:
         return environment(Environment(name, wrap=Wrap(time_limit=limit)), copies)
 
-    return Promise(make)
+    return Promise(make, tells_state=False if name.startswith("vmas:") else None)
 
 
 def marked(name: str) -> object:

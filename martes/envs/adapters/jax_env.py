@@ -198,7 +198,8 @@ class JaxEnv:
     def _given(self, action: Tensor) -> Array:
         """The action as a JAX array of its own: the tensor may be written over, and a view may lie askew."""
         kind = torch.float32 if self.team.action_kind is Continuous else torch.int32
-        fresh = torch.empty(self._action_shape, dtype=kind, device=action.device).copy_(action.detach())
+        host = "cpu" if self._place.platform == "cpu" else action.device
+        fresh = torch.empty(self._action_shape, dtype=kind, device=host).copy_(action.detach())
         return self._jax.device_put(self._jax.numpy.from_dlpack(fresh), self._place)
 
     def _tensor(self, array: object) -> Tensor:
@@ -288,7 +289,14 @@ def _missing(shape: tuple[int, ...], given: tuple[int, ...]) -> list[tuple[int, 
     return [(0, max(0, size - each)) for size, each in zip(shape, given, strict=True)]
 
 
-def _place(jax: ModuleType, device: torch.device) -> object:
+@runtime_checkable
+class _Place(Protocol):
+    """A device, as JAX has it."""
+
+    platform: str
+
+
+def _place(jax: ModuleType, device: torch.device) -> _Place:
     """JAX's name of `device`; its CPU where it has no such device."""
     try:
         return jax.devices(device.type)[device.index or 0]

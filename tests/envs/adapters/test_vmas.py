@@ -107,9 +107,9 @@ def test_an_end_is_terminal_and_a_limit_is_not():
 @pytest.mark.usefixtures("unchecked")
 def test_who_plays_on_is_not_shown_a_second_noise():
     env = vmas("asym_joint", 3)  # draws noise whenever it is asked what is seen
-    env.reset(0)
+    first = env.reset(0)
     env._simulation.scenario.done = lambda: torch.tensor([True, False, True])
-    step = env.step(drawn_actions(env.team, env.reset(1), torch.Generator()))
+    step = env.step(drawn_actions(env.team, first, torch.Generator()))
     assert step.final is not None
     assert torch.equal(step.seen["obs"][1], step.final["obs"][1])
     assert not torch.equal(step.seen["obs"][0], step.final["obs"][0])

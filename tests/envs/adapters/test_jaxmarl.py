@@ -69,29 +69,26 @@ def test_smax_is_the_suite_s_number_for_number():
 
 
 def test_the_dead_of_smax_are_absent_while_the_others_fight_on():
-    env = smax(64)
-    steps = played(env, 0, 110)
-    alone, won, ended, late = 0, 0, 0, 0
-    for step in steps[1:]:
+    env, alone, won, lost = smax(64), 0, 0, 0
+    step = env.reset(0)
+    for _ in range(110):
+        legal = step.seen["action_mask"]
+        assert legal.any(-1).all()
+        shoots = legal[..., 5:].any(-1)
+        step = env.step(torch.where(shoots, 5 + legal[..., 5:].int().argmax(-1), 4))  # at the first in reach, or wait
         final = step.seen if step.final is None else step.final
-        there, fights = final["agent_mask"], ~step.cut
+        there, fights, over = final["agent_mask"], ~step.cut, step.discount[:, 0] == 0
         assert (step.discount[fights] == 1).all(), "the living and the dead of a team that fights on"
-        over = step.discount[:, 0] == 0
         assert step.cut[over].all()
         alone += int((~there[fights]).sum())
         if step.cut.any():
             wins = step.stats["battle_won"].bool()
             assert ((step.reward[:, 0] >= 1) == wins)[step.cut].all(), "a victory pays 1 more"
             assert (~there[over & ~wins]).all(), "the defeated are dead"
-            won, ended, late = (
-                won + int(wins[over].sum()),
-                ended + int(over.sum()),
-                late + int((step.cut & ~over).sum()),
-            )
-    assert min(alone, won, ended - won) > 0
-    legal = steps[3].seen["action_mask"]
-    assert legal.any(-1).all()
-    assert not legal.all()
+            assert over[wins & step.cut].all()
+            won, lost = won + int(wins[over].sum()), lost + int((~wins)[over].sum())
+    assert min(alone, won, lost) > 0
+    assert smax(1, map_name="5m_vs_6m").team.action["ally"] == Discrete(11)
 
 
 @pytest.mark.parametrize(
@@ -110,11 +107,11 @@ def test_the_suite_s_time_limit_is_counted_as_it_counts_and_is_not_terminal(
     env = made(task, 2, **options)
     assert env.team.episode_limit == steps
     jax = require("jax", "jax")
-    raw, idle = env.game._env, 4 if "SMAX" in task else 0  # pyright: ignore
-    seen, state = raw.reset(jax.random.PRNGKey(0))
+    raw, idle = vars(env.game)["_env"], 4 if "SMAX" in task else 0
+    act, (_, state) = jax.jit(raw.step_env), raw.reset(jax.random.PRNGKey(0))
     step = env.reset(0)
     for t in range(1, steps + 1):
-        seen, state, _, done, _ = raw.step_env(jax.random.PRNGKey(t), state, {agent: idle for agent in raw.agents})
+        _, state, _, done, _ = act(jax.random.PRNGKey(t), state, dict.fromkeys(raw.agents, idle))
         step = env.step(torch.full((2, env.team.size), idle))
         assert step.cut.all() == bool(done["__all__"]) == (t == steps)
     assert (step.discount == 1).all()
@@ -184,13 +181,6 @@ def test_bodies_of_brax_are_groups_of_equal_joints():
     assert torch.allclose(steps[2].seen["state"], steps[0].seen["state"], atol=0.5), "which lies near the first"
 
 
-def test_a_restored_smax_has_what_its_saved_one_had():
-    env = smax(2, map_name="5m_vs_6m")
-    assert (env.team.size, env.team.action["ally"]) == (5, Discrete(11))
-    picture = played(env, 0, 1) and env.render(1)
-    assert picture.std() > 0
-
-
 @pytest.mark.parametrize("task", ["hanabi", "coin_game"])
 def test_tasks_without_a_picture_say_so(task: str):
     env = jaxmarl(task, 1)
@@ -205,7 +195,7 @@ def test_tasks_without_a_picture_say_so(task: str):
         ("MPE_simple_spreat_v3", {}, "did you mean 'MPE_simple_spread_v3'"),
         ("MPE_simple_spread_v3", {"num_agent": 3}, "unknown key 'env.num_agent'; did you mean 'num_agents'"),
         ("MPE_simple_spread_v3", {"local_ratio": 2.0}, "cannot be made with local_ratio=2.0: local_ratio must be"),
-        ("HeuristicEnemySMAX", {"map_name": "3n"}, "SMAX has no map '3n'; did you mean '3m'"),
+        ("HeuristicEnemySMAX", {"map_name": "3s5zz"}, "SMAX has no map '3s5zz'; did you mean '3s5z'"),
         ("HeuristicEnemySMAX", {"atack_mode": "closest"}, "did you mean 'attack_mode'"),
         ("overcooked", {"layout": "cramped"}, "overcooked has no layout 'cramped'; did you mean 'cramped_room'"),
         ("hanabi", {"num_agents": 9}, "between 2 and 5"),

@@ -83,7 +83,9 @@ def assert_seen_equal(step: TimeStep, copy: int, env: AECEnv, game: ConnectFour,
 
 
 @pytest.mark.parametrize(
-    ("game", "make", "games"), [(ConnectFour(), connect_four.env, 300), (TICTACTOE, tictactoe.env, 300)], ids=str
+    ("game", "make", "games"),
+    [(ConnectFour(), connect_four.env, 300), (TICTACTOE, tictactoe.env, 300)],
+    ids=["connect four", "tic-tac-toe"],
 )
 def test_games_equal_the_package(game: ConnectFour, make, games: int) -> None:
     rng, copies, counted = np.random.default_rng(0), 20, Counter()

@@ -129,8 +129,7 @@ class JaxEnv:
 
     def step(self, action: Tensor) -> TimeStep:
         """The result of `action` [env agent ...] in every copy; copies that were cut open their next episode."""
-        if not self._running:
-            raise EnvError("step() before reset(): call reset(seed) first")
+        self._refuse_unopened("step()")
         if action.shape != self._action_shape:
             raise EnvError(f"actions have the shape {list(action.shape)}, this task takes {list(self._action_shape)}")
         self._running, self._seen, ended = self._advance(self._running, self._given(action))
@@ -151,8 +150,7 @@ class JaxEnv:
         """A picture of copy `index` as it stands. Raises EnvError where the game draws none."""
         if not isinstance(self.game, Drawn):
             raise EnvError(f"{type(self.game).__name__} has no picture of itself: give it frame(state)")
-        if not self._running:
-            raise EnvError("render() before reset(): call reset(seed) first")
+        self._refuse_unopened("render()")
         return self.game.frame(self._jax.tree.map(lambda leaf: leaf[index], self._running["state"]))
 
     def close(self) -> None:
@@ -161,7 +159,8 @@ class JaxEnv:
 
     def state_dict(self) -> dict[str, object]:
         """States, clocks, random state and what is seen: the future is a function of these and of the actions."""
-        return {"leaves": {name: _saved(leaf) for name, leaf in self._named(self._whole()).items()}}
+        self._refuse_unopened("state_dict()")
+        return {"leaves": {name: _saved(leaf) for name, leaf in self._named((self._running, self._seen)).items()}}
 
     def load_state_dict(self, state: dict[str, object]) -> TimeStep:
         """Restores `state_dict` and returns the step that the next action is chosen from.
@@ -186,10 +185,9 @@ class JaxEnv:
         self._running, self._seen = self._jax.tree.unflatten(self._jax.tree.structure(whole), leaves)
         return self._shown()
 
-    def _whole(self) -> object:
+    def _refuse_unopened(self, asked: str) -> None:
         if not self._running:
-            raise EnvError("state_dict() before reset(): call reset(seed) first")
-        return self._running, self._seen
+            raise EnvError(f"{asked} before reset(): call reset(seed) first")
 
     def _named(self, tree: object) -> dict[str, Array]:
         leaves = self._jax.tree_util.tree_leaves_with_path(tree)

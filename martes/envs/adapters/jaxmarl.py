@@ -24,16 +24,15 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from martes.conversion import refuse_unknown
 from martes.data import Action, Continuous, Discrete, Image, TeamSpec, Vector, VectorEnv
 from martes.envs.adapters.jax_env import Array, JaxEnv, Outcome, Seen
+from martes.envs.adapters.jax_pictures import Picture, arena, battle, kitchen, kitchen_v2
 from martes.errors import ConfigError, EnvError, nearest, require
 
 ByAgent = Mapping[str, Array]
 """The suite's name of an agent -> what is its own."""
-Picture = UInt8[np.ndarray, "height width 3"]
 
 
 def jaxmarl(
@@ -271,7 +270,7 @@ def _smax(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGame
         return {"battle_won": alive(state)[ours].any() & ~alive(state)[theirs].any()}
 
     def frame(state: object) -> Picture:
-        return _battle(env.init_render, env.all_agents, attrgetter("state")(state))
+        return battle(env.init_render, env.all_agents, attrgetter("state")(state))
 
     return SuiteGame(env, Rules(env.max_steps + 1, over, fields, stats, frame=frame))
 
@@ -295,7 +294,7 @@ def _overcooked(suite: ModuleType, task: str, options: dict[str, object]) -> Sui
     layouts = suite.overcooked_layouts if task == "overcooked" else suite.overcooked_v2_layouts
     if name not in layouts:
         raise ConfigError(f"{task} has no layout {name!r}{nearest(str(name), layouts)}")
-    kind, frame = (suite.Overcooked, _kitchen) if task == "overcooked" else (suite.OvercookedV2, _kitchen_v2)
+    kind, frame = (suite.Overcooked, kitchen) if task == "overcooked" else (suite.OvercookedV2, kitchen_v2)
     env = kind(layout=layouts[name], **_known(options, kind))
     return SuiteGame(env, Rules(env.max_steps, shaped=shaped, frame=frame))
 
@@ -303,7 +302,7 @@ def _overcooked(suite: ModuleType, task: str, options: dict[str, object]) -> Sui
 def _particles(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGame:
     kind = getattr(suite, f"{_PARTICLES[task]}MPE")
     env = kind(**_known(options, kind))
-    return SuiteGame(env, Rules(env.max_steps + 1, frame=lambda state: _arena(env, state)))
+    return SuiteGame(env, Rules(env.max_steps + 1, frame=lambda state: arena(env, state)))
 
 
 def _coins(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGame:
@@ -362,40 +361,3 @@ FAMILIES: Mapping[str, Callable[[ModuleType, str, dict[str, object]], SuiteGame]
     **dict.fromkeys(_BODIES, _mabrax),
 }
 """The suite's name of a task -> what makes it."""
-
-# Pictures, by the suite's own viewers.
-
-
-def _drawn(figure: object) -> Picture:
-    canvas = require("matplotlib.backends.backend_agg", "jax").FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def _battle(draw: Callable[..., object], agents: list[str], state: object) -> Picture:
-    axes = require("matplotlib.figure", "jax").Figure(figsize=(5, 5)).add_subplot()
-    shots, step = attrgetter("prev_attack_actions", "step")(state)
-    draw(axes, (None, state, dict(zip(agents, shots, strict=True))), 0, int(step))
-    axes.images[-1].remove()  # the suite lays a copy of its drawing over it
-    return _drawn(axes.figure)
-
-
-def _arena(env: object, state: object) -> Picture:
-    with redirect_stdout(io.StringIO()):
-        figure = require("jaxmarl.environments.mpe", "jax").MPEVisualizer(env, [state]).fig
-    require("matplotlib.pyplot", "jax").close(figure)
-    return _drawn(figure)
-
-
-def _kitchen(state: object) -> Picture:
-    viewer = require("jaxmarl.viz.overcooked_visualizer", "jax").OvercookedVisualizer
-    grid = np.asarray(attrgetter("maze_map")(state))[3:-3, 3:-3]  # without the margin that a view of five cells needs
-    facing, held = attrgetter("agent_dir_idx", "agent_inv")(state)
-    return viewer._render_grid(grid, agent_dir_idx=facing, agent_inv=held)
-
-
-def _kitchen_v2(state: object) -> Picture:
-    require("imageio", "video")  # the suite's viewer wants it
-    viewer = require("jaxmarl.viz.overcooked_v2_visualizer", "jax").OvercookedV2Visualizer()
-    one = require("jax", "jax").tree.map(lambda leaf: leaf[None], state)
-    return np.asarray(viewer.render_sequence(one)[0])

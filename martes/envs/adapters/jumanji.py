@@ -18,11 +18,11 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from martes.conversion import refuse_unknown
 from martes.data import Action, Continuous, Discrete, Image, TeamSpec, Vector, VectorEnv
 from martes.envs.adapters.jax_env import Array, JaxEnv, Outcome, Seen
+from martes.envs.adapters.jax_pictures import Picture, board
 from martes.errors import ConfigError, nearest, require
 
 NEVER = 2**30
@@ -140,22 +140,11 @@ class BoardGame:
         there = there & ~ended
         return Outcome((after, there), self._shown(shown, there), reward, over, ~ended, told)
 
-    def frame(self, state: object) -> UInt8[np.ndarray, "height width 3"]:
-        """A picture by the suite's own viewer, on a figure of ours: its own would open a window."""
+    def frame(self, state: object) -> Picture:
+        """A picture by the suite's own viewer."""
         assert isinstance(state, tuple)
-        figure = require("matplotlib.figure", "jax").Figure(figsize=(5, 5))
-        canvas = require("matplotlib.backends.backend_agg", "jax").FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-
-        def ours(facecolor: str = "white", **_: object) -> tuple[object, object]:
-            figure.set_facecolor(facecolor)
-            return figure, axes
-
-        viewer = attrgetter("_viewer")(self._env)
-        viewer._get_fig_ax, viewer._display = ours, lambda _: None
-        attrgetter("render")(self._env)(state[0])
-        canvas.draw()
-        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        viewer, render = attrgetter("_viewer", "render")(self._env)
+        return board(viewer, render, state[0])
 
     def _shown(self, shown: object, there: Array) -> Seen:
         seen = self._kind.sees(self._env, attrgetter("observation")(shown))

@@ -24,7 +24,7 @@ from jaxtyping import UInt8
 from martes.data import TeamSpec
 from martes.envs import worker
 from martes.envs.pace import medians
-from martes.envs.single import Board, HostedEnv, Maker, limited, serial_env
+from martes.envs.single import Board, HostedEnv, Maker, counted, limited, serial_env
 from martes.envs.worker import ALIVE, END, FAILED, REFUSED, RENDER, RESET, STEP, Duty, StartMethod
 from martes.errors import ConfigError, EnvError
 
@@ -106,8 +106,7 @@ class Pool:
     """
 
     def __init__(self, make: Maker, copies: int, limit: int | None = None, hosting: Hosting = DEFAULT) -> None:
-        if copies < 1:
-            raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
+        counted(copies)
         self.stats: dict[int, Mapping[str, float]] = {}
         self._timeout = hosting.timeout
         self._closed, self._doing, self._steps = "", "making its environments", 0

@@ -275,8 +275,7 @@ class HostedEnv:
 
 def serial_env(make: Maker, copies: int, device: torch.device | str = "cpu", limit: int | None = None) -> HostedEnv:
     """`copies` of a task, stepped one after the other in this process; `limit` cuts episodes after so many steps."""
-    if copies < 1:
-        raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
+    counted(copies)
     envs: list[SingleEnv] = []
     with ExitStack() as unless_all_goes_well:
         for _ in range(copies):
@@ -286,6 +285,13 @@ def serial_env(make: Maker, copies: int, device: torch.device | str = "cpu", lim
         board = Board(team, copies)
         unless_all_goes_well.pop_all()
     return HostedEnv(team, board, Copies(envs, board, limit=limit), device)
+
+
+def counted(copies: int) -> int:
+    """The same number of copies. Raises EnvError where it is none."""
+    if copies < 1:
+        raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
+    return copies
 
 
 def limited(team: TeamSpec, limit: int | None) -> TeamSpec:

@@ -106,12 +106,9 @@ class JaxEnv:
     def __init__(
         self, game: JaxGame, copies: int, device: torch.device | str = "cpu", limit: int | None = None
     ) -> None:
-        if copies < 1:
-            raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
         self.game = game
         self.team = limited(game.team, limit)
-        self.num_envs = copies
-        self.device = torch.device(device)
+        self.num_envs, self.device = copies, torch.device(device)
         self._schema = Schema.from_team(self.team)
         self._action_shape = self._schema.shape("action", 1, copies)[1:]  # time env agent ... -> env agent ...
         self._jax = require("jax", "jax")

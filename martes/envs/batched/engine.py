@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from martes.data import Discrete, Fields, TeamSpec, TimeStep
-from martes.envs.single import limited
+from martes.envs.single import counted, limited
 from martes.errors import EnvError
 
 State = dict[str, Tensor]
@@ -64,11 +64,9 @@ class BatchedEnv:
     """
 
     def __init__(self, game: Game, copies: int, device: torch.device | str = "cpu", limit: int | None = None) -> None:
-        if copies < 1:
-            raise EnvError(f"env.copies is {copies}: an environment needs at least one copy")
         self.game = game
         self.team = limited(game.team, limit)
-        self.num_envs = copies
+        self.num_envs = counted(copies)
         self.device = torch.device(device)
         choices = () if self.team.action_kind is Discrete else self.team.legal_actions.shape[1:2]
         self._action_shape = (copies, self.team.size, *choices)

@@ -230,6 +230,7 @@ def test_shapes_are_those_of_the_team(world: str):
     names = set(env.team.parts) | {"agent_mask"}
     names |= {"state"} if env.team.state else set()
     names |= {"action_mask"} if env.team.masks_actions else set()
+    names |= {"forced", "forced_action"} if env.team.forces_actions else set()
     for step in (env.reset(0), *play(env, 9, seed=0)):
         assert set(step.seen) == names
         for name, part in env.team.parts.items():

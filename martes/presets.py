@@ -1,5 +1,6 @@
 """Named experiments, `<algorithm>/<task>`: one set of untuned hyperparameters an algorithm, one budget a task."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,8 @@ class Presets(Mapping[str, "Experiment"]):
         algorithm, _, task = name.partition("/")
         if name not in self:
             part, known = (task, (*TASKS, *_ANY)) if algorithm in ALGORITHMS else (algorithm, ALGORITHMS)
-            raise ConfigError(f"no preset {name!r} of <algorithm>/<task>: {part!r} is unknown{nearest(part, known)}")
+            told = nearest(re.sub(":.*", ":<task>", part), known)
+            raise ConfigError(f"no preset {name!r} of <algorithm>/<task>: {part!r} is unknown{told}")
         from martes.algorithms.registry import algorithm_named
         from martes.envs.settings import Environment
         from martes.experiment import Experiment

@@ -10,9 +10,10 @@ from martes.envs.catalogue import make_env
 from martes.errors import ConfigError
 from martes.experiment import Experiment
 from martes.presets import ALGORITHMS, DEFAULT, PRESETS, TASKS
+from tests.extras import marked
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [marked(task) for task in TASKS])
 def test_every_preset_has_a_learner(task):
     for algorithm in ALGORITHMS:
         experiment = PRESETS[f"{algorithm}/{task}"]
@@ -28,6 +29,13 @@ def test_presets_are_a_mapping():
     assert DEFAULT in PRESETS
     assert len(PRESETS) == len(list(PRESETS)) == len(ALGORITHMS) * len(TASKS)
     assert "mappo/none" not in PRESETS
+
+
+def test_a_task_is_named_by_its_family_too():
+    assert PRESETS["ippo/gymnasium:CartPole-v1"].env.name == "gymnasium:CartPole-v1"
+    assert "ippo/gymnasium" not in PRESETS
+    with pytest.raises(ConfigError, match="unknown; did you mean 'gymnasium:<task>'"):
+        PRESETS["ippo/gymnasum:CartPole-v1"]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,8 @@ def _entry(name: str) -> Entry:
         return replace(FAMILIES[family], options={"task": task})
     if not name.startswith("lbf-"):
         families = (f"{each}:<task>" for each in FAMILIES)
-        raise ConfigError(f"no environment {name!r}{nearest(name, [*known, FORAGING, *families])}")
+        told = nearest(f"{family}:<task>" if task else name, [*known, FORAGING, *families])
+        raise ConfigError(f"no environment {name!r}{told}")
     from martes.envs.batched.foraging import foraging
 
     game = foraging(name.replace("lbf", "Foraging", 1))

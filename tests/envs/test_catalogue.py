@@ -75,6 +75,8 @@ def test_the_list_holds_every_name_and_the_grammar_of_foraging():
     [
         ("mpe-spred", {}, "no environment 'mpe-spred'; did you mean 'mpe-spread'"),
         ("", {}, "no environment ''; known: .*two-step"),
+        ("gymnasum:CartPole-v1", {}, "did you mean 'gymnasium:<task>'"),
+        ("gymnasium:CartPole-v99", {}, "CartPole-v1"),
         ("mpe-spread", {"agent": 3}, r"'env\.agent'; did you mean 'agents'"),
         ("mpe-spread", {"copies": 3}, r"unknown key 'env\.copies'"),
         ("climbing", {"step": 3}, r"'env\.step'; did you mean 'steps'"),

@@ -8,15 +8,14 @@ import torch
 from martes.algorithms.ppo import PPO
 from martes.data import VectorEnv
 from martes.envs.catalogue import environment
-from martes.envs.names import CATALOGUE, FAMILIES
+from martes.envs.names import CATALOGUE
 from martes.envs.settings import Environment
 from martes.envs.wrappers import Wrap
 from martes.networks import Network
 from martes.training.collect import Collector
 from tests.envs.contract import Promise, check
+from tests.extras import marked
 
-WITH_TESTS = ("", "mpe", "lbf")
-"""Extras that `make install` brings."""
 SAMPLES: dict[str, tuple[str, ...]] = {
     "gymnasium": ("CartPole-v1", "Pendulum-v1"),
     "pettingzoo": ("pettingzoo.classic.connect_four_v3",),
@@ -39,12 +38,6 @@ def promise(name: str) -> Promise:
         return environment(Environment(name, wrap=Wrap(time_limit=limit)), copies)
 
     return Promise(make, tells_state=False if name.startswith("vmas:") else None)
-
-
-def marked(name: str) -> object:
-    entry = CATALOGUE.get(name) or FAMILIES.get(name.partition(":")[0])
-    is_installed = entry is None or entry.extra in WITH_TESTS
-    return pytest.param(name, marks=[] if is_installed else pytest.mark.extras)
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in NAMES])

@@ -25,8 +25,9 @@ def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str
     loop = replay(chain, workspace, given=given, stepwise=True)
     mask = workspace.decided
     for name in ("log_prob", "entropy", "value"):
-        assert torch.allclose(whole[name][mask], loop[name][mask], atol=2e-5), name
-        assert torch.allclose(whole[name][mask], workspace[name][mask], atol=2e-5), name
+        close = 1e-4 if name == "log_prob" else 2e-5  # the density of a bounded action is steep near its bounds
+        assert torch.allclose(whole[name][mask], loop[name][mask], atol=close), name
+        assert torch.allclose(whole[name][mask], workspace[name][mask], atol=close), name
         assert whole[name].std() > 1e-2, "what is always the same agrees with anything"
     assert torch.equal(whole["action"], workspace["action"])
 

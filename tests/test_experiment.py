@@ -1,6 +1,6 @@
 """An experiment is written and read exactly; whatever is unknown or cannot be is refused by its path."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import yaml
@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from martes.algorithms.ppo import PPO
 from martes.algorithms.registry import algorithm_named
-from martes.conversion import Typed, as_typed
+from martes.conversion import Typed, as_typed, plain
 from martes.envs.settings import Environment
+from martes.envs.wrappers import Wrap
 from martes.errors import ConfigError
 from martes.experiment import Experiment, settings_of
 from martes.networks import Network
@@ -47,7 +48,17 @@ def test_yaml_is_exact(changes):
 def test_yaml_is_complete_and_in_the_order_of_the_fields():
     tree = yaml.safe_load(SPREAD.to_yaml())
     assert list(tree) == ["env", "algorithm", "training", "evaluation", "logging"]
-    assert tree["env"] == {"name": "mpe-spread", "copies": 64, "factory": None, "options": {"agents": 5}}
+    assert {**tree["env"], "wrap": None} == {
+        "name": "mpe-spread",
+        "copies": 64,
+        "factory": None,
+        "options": {"agents": 5},
+        "wrap": None,
+        "workers": 0,
+        "timeout": 60.0,
+        "start_method": "spawn",
+    }
+    assert tree["env"]["wrap"] == {each.name: plain(each.default) for each in fields(Wrap)}
     assert list(tree["algorithm"])[:4] == ["name", "critic", "sharing", "network"]
     assert tree["algorithm"]["name"] == "ppo"
     assert "hidden: [64, 64]\n" in SPREAD.to_yaml()

@@ -29,7 +29,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from martes.data import Continuous, Schema, TeamSpec, TimeStep
-from martes.envs.single import limited
+from martes.envs.single import counted, limited
 from martes.errors import EnvError, require
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX would take most of the memory of torch's device
@@ -108,7 +108,7 @@ class JaxEnv:
     ) -> None:
         self.game = game
         self.team = limited(game.team, limit)
-        self.num_envs, self.device = copies, torch.device(device)
+        self.num_envs, self.device = counted(copies), torch.device(device)
         self._schema = Schema.from_team(self.team)
         self._action_shape = self._schema.shape("action", 1, copies)[1:]  # time env agent ... -> env agent ...
         self._jax = require("jax", "jax")

@@ -11,3 +11,4 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     config = require("jax", "jax").config
     config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    config.update("jax_disable_most_optimizations", True)

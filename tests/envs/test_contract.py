@@ -1,6 +1,7 @@
 """Every listed environment, of this library and of others, keeps the one contract and can be learned from."""
 
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,12 +9,12 @@ import torch
 from martes.algorithms.ppo import PPO
 from martes.data import VectorEnv
 from martes.envs.catalogue import environment
-from martes.envs.names import CATALOGUE
+from martes.envs.names import CATALOGUE, FAMILIES
 from martes.envs.settings import Environment
 from martes.envs.wrappers import Wrap
 from martes.networks import Network
 from martes.training.collect import Collector
-from tests.envs.contract import Promise, check
+from tests.envs.contract import Promise, assert_same, check, played
 from tests.extras import marked
 
 SAMPLES: dict[str, tuple[str, ...]] = {
@@ -60,3 +61,19 @@ def test_two_updates_move_every_parameter(name: str) -> None:
         assert all(value.isfinite() for value in metrics.values())
         still = [each for each, value in learner.policy.named_parameters() if torch.equal(before[each], value)]
         assert not still, f"these did not move: {still}"
+
+
+NATIVE = ("batched", "jaxmarl", "jumanji", "vmas")
+"""Parts of the places of what steps all copies at once."""
+PLACES = {
+    name: (CATALOGUE.get(name) or FAMILIES.get(name.partition(":")[0], CATALOGUE["foraging"])).place for name in NAMES
+}
+HOSTED = [name for name, place in PLACES.items() if not any(part in place for part in NATIVE)]
+
+
+@pytest.mark.parametrize("name", [marked(name) for name in HOSTED])
+def test_processes_make_the_steps_that_one_process_makes(name: str) -> None:
+    task = Environment(name, start_method="forkserver")
+    with closing(environment(task, 3)) as one, closing(environment(replace(task, workers=2), 3)) as other:
+        for t, (here, there) in enumerate(zip(played(one, 5, 30), played(other, 5, 30), strict=True)):
+            assert_same(here, there, f"at step {t}")

@@ -144,7 +144,9 @@ class JaxEnv:
         return TimeStep(seen, start, zeros, torch.ones_like(zeros), torch.zeros_like(start))
 
     def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
-        """A picture of copy `index` as it stands. Raises EnvError where the game draws none."""
+        """A picture of copy `index` as it stands. Raises EnvError where there is none: no such copy, or none drawn."""
+        if index not in range(self.num_envs):  # JAX would take the nearest
+            raise EnvError(f"there is no copy {index}: copies go from 0 to {self.num_envs - 1}")
         if not isinstance(self.game, Drawn):
             raise EnvError(f"{type(self.game).__name__} has no picture of itself: give it frame(state)")
         self._refuse_unopened("render()")

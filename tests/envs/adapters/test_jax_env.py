@@ -290,6 +290,8 @@ def test_misuse_is_told():
         env.step(torch.zeros(2, 2))
     with pytest.raises(EnvError, match="Echo has no picture"):
         env.render()
+    with pytest.raises(EnvError, match="no copy 2"):
+        env.render(2)
     env.close()
     with pytest.raises(EnvError, match="reset"):
         env.step(torch.zeros(2, 2, 2))

@@ -44,7 +44,7 @@ def board(viewer: object, render: Callable[[object], object], state: object) -> 
     figure = import_module("matplotlib.figure").Figure(figsize=(5, 5))
     axes = figure.add_subplot()
 
-    def ours(facecolor: str = "white", **_: object) -> tuple[object, object]:
+    def ours(facecolor: str | tuple[float, ...] = "white", **_: object) -> tuple[object, object]:
         figure.set_facecolor(facecolor)
         return figure, axes
 

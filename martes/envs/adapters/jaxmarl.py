@@ -296,7 +296,12 @@ def _overcooked(suite: ModuleType, task: str, options: dict[str, object]) -> Sui
         raise ConfigError(f"{task} has no layout {name!r}{nearest(str(name), layouts)}")
     kind, frame = (suite.Overcooked, kitchen) if task == "overcooked" else (suite.OvercookedV2, kitchen_v2)
     env = kind(layout=layouts[name], **_known(options, kind))
-    return SuiteGame(env, Rules(env.max_steps, shaped=shaped, frame=frame))
+
+    def fields(state: object) -> Seen:
+        return {"state": env.get_obs(state)[env.agents[0]].ravel().astype("float32")}  # all of the kitchen is seen
+
+    rules = Rules(env.max_steps, shaped=shaped, frame=frame)
+    return SuiteGame(env, rules._replace(fields=fields) if task == "overcooked" else rules)
 
 
 def _particles(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGame:

@@ -71,7 +71,7 @@ TASKS: dict[str, int] = {
     "overcooked-cramped-room": 3_000_000,
     "hanabi-small": 4_000_000,
     "mamujoco-halfcheetah-2x3": 1_000_000,
-    "magent2-battle": 100_000,
+    "magent2-battle": 10_000,
 }
 ANY_TASK = 1_000_000
 """Environment steps of a task that is named by family, as in ippo/gymnasium:CartPole-v1."""

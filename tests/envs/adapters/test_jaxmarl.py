@@ -29,7 +29,7 @@ def made(task: str, copies: int, limit: int | None = None, **options: object) ->
     return env
 
 
-@pytest.mark.usefixtures("unchecked", "global_randomness_unused")
+@pytest.mark.usefixtures("global_randomness_unused")
 @pytest.mark.parametrize("task", CONTRACT)
 def test_the_contract_is_kept(task: str):
     game = made(task, 1, **CONTRACT[task]).game  # one game for all: JAX takes up what it traced of it

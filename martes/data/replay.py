@@ -254,9 +254,12 @@ class Replay:
         refuse_other_form("the saved replay", json.loads(str(state["form"])), self.form)
         end = tensor_at(state, "end").to(self.device)
         if "rows/start" in state:
+            has_past = bool(self.streams.end.any())
             for name, rows in self._rows.items():
-                saved = tensor_at(state, f"rows/{name}")
-                self._by_column(rows)[:, : saved.shape[1]].copy_(saved)
+                saved, own = tensor_at(state, f"rows/{name}"), self._by_column(rows)
+                own[:, : saved.shape[1]].copy_(saved)
+                if has_past:  # else nothing was ever written there, and to touch it would take memory
+                    own[:, saved.shape[1] :].zero_()
             self.streams.promised.copy_(end)
         elif self._folder is None or state["folder"] != self._identity or bool((self.streams.end < end).any()):
             where = "no folder" if self._folder is None else f"{self._folder.path}, which is another or an older one"

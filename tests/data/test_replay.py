@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from martes.data import Field, Memory, Schema, TimeStep, Workspace
@@ -119,6 +119,7 @@ def test_whatever_the_windows_cuts_and_capacity_it_holds_what_lists_of_rows_woul
 
 
 @pytest.mark.usefixtures("unchecked")
+@example((2, 3, [[[True, False]]]), 0)  # columns of unequal length, into a replay with a past
 @given(stories(), st.integers(0, 11))
 def test_a_loaded_state_goes_on_as_the_one_that_was_saved(story, at):
     columns, slots, windows = story

@@ -16,7 +16,7 @@ from martes.data import VectorEnv
 from martes.data.options import Option, options_of, takes_anything
 from martes.envs.batched.engine import BatchedEnv, Game
 from martes.envs.names import CATALOGUE, FAMILIES, FORAGING, Entry, entries
-from martes.envs.process import Hosting, hosted_env
+from martes.envs.process import hosted_env
 from martes.envs.settings import Environment
 from martes.envs.single import SingleEnv
 from martes.envs.wrappers import wrapped
@@ -80,14 +80,15 @@ def environment(
     copies = copies or task.copies
     make, place = _maker(task, copies, device)
     made, limit = make(), task.wrap.time_limit
+    if isinstance(made, Game | VectorEnv) and task.workers not in (0, "auto"):
+        raise ConfigError(f"env.workers is {task.workers}, and {place} steps all its copies at once: leave it 0")
     if isinstance(made, Game):
         env: VectorEnv = BatchedEnv(made, copies, device, limit)
     elif isinstance(made, VectorEnv):
         env = _counted(made, place, copies, limit)
     else:
         _close(made)  # it told what it is; those who step it make their own
-        hosting = Hosting(task.workers, task.timeout, task.start_method)
-        env = hosted_env(partial(_single, make, place), copies, device, limit, hosting)
+        env = hosted_env(partial(_single, make, place), copies, device, limit, task.hosting)
     if opposed is not None:
         env = opposed(env)
     elif task.wrap.against is not None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from martes.envs.process import Hosting, StartMethod
 from martes.envs.wrappers import Wrap
 
 
@@ -25,5 +26,13 @@ class Environment:
     """Processes that step a task written in plain Python; 0: none; auto: as many as cores, where that is faster."""
     timeout: float = 60.0
     """Seconds that a worker may take for one step of its copies."""
-    start_method: Literal["spawn", "fork", "forkserver"] = "spawn"
+    start_method: StartMethod = "spawn"
     """How workers are started."""
+
+    def __post_init__(self) -> None:
+        Hosting(self.workers, self.timeout, self.start_method)  # refuses what cannot be, before anything is made
+
+    @property
+    def hosting(self) -> Hosting:
+        """Where the copies of a task in plain Python are stepped."""
+        return Hosting(self.workers, self.timeout, self.start_method)

@@ -211,6 +211,20 @@ def test_a_plain_class_is_a_factory_of_single_copies(module: str, workers: int):
         assert (steps[-1].final["obs"] == 1).all() and (steps[-1].seen["obs"] == 0).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"workers": 2}, r"env\.workers is 2, and .*:Spread steps all its copies at once: leave it 0"),
+        ({"workers": -1}, r"env\.workers is -1"),
+        ({"timeout": 0.0}, r"env\.timeout is 0\.0"),
+        ({"wrap": Wrap(against="random", against_agents=("agent_0",))}, "martes.train and martes.evaluate seat them"),
+    ],
+)
+def test_settings_that_would_be_ignored_or_cannot_be_are_refused(values: dict[str, Any], told: str):
+    with pytest.raises(ConfigError, match=told):
+        environment(Environment("mpe-spread", 2, **values))
+
+
 def test_a_time_limit_reaches_games_and_is_refused_where_nobody_keeps_it(module: str):
     limited = Environment("mpe-spread", wrap=Wrap(time_limit=7))
     assert environment(limited, 2).team.episode_limit == 7

@@ -4,7 +4,7 @@ The only place that knows kinds of action: for one more, give it a distribution 
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -13,6 +13,9 @@ from martes.maths.distributions import Categorical, MultiCategorical, SquashedGa
 from martes.networks.policies import Distribution, executed
 from martes.networks.sharing import Slots
 from martes.networks.temporal import Inputs, Outputs
+
+Agents = slice | Int64[Tensor, "env turn"]
+"""Some agents of a team: the same in every environment, or others in each."""
 
 EVERYONE = slice(None)
 
@@ -64,7 +67,7 @@ class Choices(nn.Module):
         return {"noise": gumbel(shape, generator, device)}
 
     def distribution(
-        self, scores: Float[Tensor, "*lead agent output"], inputs: Inputs, agents: slice = EVERYONE
+        self, scores: Float[Tensor, "*lead agent output"], inputs: Inputs, agents: Agents = EVERYONE
     ) -> Distribution:
         """The distribution over the actions of `agents`, a part of the team, to whom scores and inputs belong."""
         legal = self.legal[agents]
@@ -78,14 +81,14 @@ class Choices(nn.Module):
             return Categorical(scores, mask)
         return MultiCategorical(scores.unflatten(-1, self.shape), mask)
 
-    def sample(self, scores: Tensor, inputs: Inputs, agents: slice = EVERYONE) -> Tensor:
+    def sample(self, scores: Tensor, inputs: Inputs, agents: Agents = EVERYONE) -> Tensor:
         """The choice that was given, else one drawn with the noise that was given, else the mode."""
         if self.choice in inputs:
             return inputs[self.choice]
         distribution, noise = self.distribution(scores, inputs, agents), inputs.get("noise")
         return distribution.mode() if noise is None else distribution.sample(noise)
 
-    def action(self, sample: Tensor, inputs: Inputs, agents: slice = EVERYONE) -> Tensor:
+    def action(self, sample: Tensor, inputs: Inputs, agents: Agents = EVERYONE) -> Tensor:
         """What is done: the recorded action, or the sample's, or what the environment does in the agent's place."""
         if "action" in inputs:
             return inputs["action"]
@@ -140,7 +143,7 @@ class ActionTokens(nn.Module):
         weight = torch.empty(rows, size, device=generator.device)
         self.weight = nn.Parameter(nn.init.orthogonal_(weight, 2**0.5, generator=generator))
 
-    def content(self, action: Tensor, agents: slice = EVERYONE) -> Tensor:
+    def content(self, action: Tensor, agents: Agents = EVERYONE) -> Tensor:
         """What a token tells of `action` [... agent ...]: the numbers of its rows, or (continuous) their weights."""
         if not self.is_continuous:
             rows = self.base[agents] + action
@@ -156,12 +159,14 @@ class ActionTokens(nn.Module):
             return self.base.new_zeros(*lead, 1 if self.is_single else self.base.shape[1])
         return functional.pad(self.weight.new_zeros(*lead, len(self.weight) - 1), (1, 0), value=1.0)
 
-    def previous(self, action: Tensor, mask: Bool[Tensor, "*lead agent"]) -> Tensor:
-        """What each agent's token tells: the action of the last agent before it who was there."""
+    def previous(
+        self, content: Shaped[Tensor, "*lead agent row"], mask: Bool[Tensor, "*lead agent"]
+    ) -> Shaped[Tensor, "*lead agent row"]:
+        """What each agent's token tells: the content of the last agent before it who was there."""
         order = torch.arange(mask.shape[-1], device=mask.device)
         latest = torch.where(mask, order + 1, 0).cummax(-1).values[..., :-1]  # 0: nobody
         latest = functional.pad(latest, (1, 0)).unsqueeze(-1)
-        told = torch.cat((self.first((*mask.shape[:-1], 1)), self.content(action)), dim=-2)
+        told = torch.cat((self.first((*mask.shape[:-1], 1)), content), dim=-2)
         return told.gather(-2, latest.expand(*latest.shape[:-1], told.shape[-1]))
 
     def forward(self, content: Tensor) -> Float[Tensor, "*lead size"]:

@@ -24,9 +24,19 @@ class Policy(TemporalModule):
     legal: Tensor
     low: Tensor
     high: Tensor
+    floor: Tensor | None
+    """The share of choices among actions that is made evenly; only a learner moves it, when it learns."""
 
-    def __init__(self, team: TeamSpec, network: Network, sharing: Sharing, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        team: TeamSpec,
+        network: Network,
+        sharing: Sharing,
+        generator: torch.Generator,
+        floor: float | None = None,
+    ) -> None:
         super().__init__()
+        self.register_buffer("floor", None if floor is None else torch.tensor(floor, device=generator.device))
         self.kind = team.action_kind
         self.agents = team.size
         self.slots = Slots(slot_of_agents(team, sharing))
@@ -101,7 +111,8 @@ class Policy(TemporalModule):
         if self.is_padded:
             mask = self.legal if mask is None else mask & self.legal
         if self.kind is Discrete:
-            return Categorical(scores, mask)
+            chosen = Categorical(scores, mask)
+            return chosen if self.floor is None else chosen.floored(self.floor)
         return MultiCategorical(scores.unflatten(-1, tuple(self.legal.shape[1:])), mask)
 
 

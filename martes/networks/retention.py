@@ -18,10 +18,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn import functional
 
 from martes.errors import ConfigError
+from martes.networks.layers import full_precision, normed, without_autocast
 
 Heads = Float[Tensor, "env token head feature"]
 States = Float[Tensor, "env head key value"]
@@ -247,62 +247,25 @@ def _even(length: int, limit: int) -> int:
     return math.ceil(length / math.ceil(length / limit))
 
 
-def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in float32 at least: sums over a long past and norms of small numbers need its digits and range."""
-    return tuple(each if each.dtype in (torch.float32, torch.float64) else each.float() for each in tensors)
+class Timing(NamedTuple):
+    """What tokens are told of the time: an encoding, added to what asks and is remembered, or angles to turn both by.
 
-
-def without_autocast(device: torch.device) -> torch.autocast:
-    """A context in which nothing is cast down."""
-    return torch.autocast(device.type, enabled=False)
-
-
-class RMSNorm(nn.Module):
-    """x g / sqrt(mean x² + ε), at full precision. Source: Zhang and Sennrich 2019."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Float[Tensor, "*lead feature"]) -> Float[Tensor, "*lead feature"]:
-        """Features with mean square 1, scaled."""
-        return _normed(x) * self.weight
-
-
-EPS = 1e-6
-"""ε of the norms: retained values begin small, and a larger one would dampen them."""
-
-
-def _normed(x: Tensor) -> Tensor:
-    (x,) = full_precision(x)
-    return _RootMeanSquare.apply(x)[0] if torch.is_grad_enabled() else x * _inverse_root(x)
-
-
-def _inverse_root(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1]).add_(EPS).rsqrt_()
-
-
-class _RootMeanSquare(torch.autograd.Function):
-    """y = x r with r = 1 / sqrt(mean x² + ε), and dx = r (dy − y mean(y dy)).
-
-    On a CPU torch makes the gradient of its own norm from many small ones: 5 to 7 times slower, where norms are a
-    large part of what a gradient costs.
+    Turned heads know how long ago something was (Su et al. 2021, RoPE), told ones also how long the episode has lasted.
     """
 
-    @staticmethod
-    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
-        r = _inverse_root(x)
-        return x * r, r
+    added: Float[Tensor, "env #token size"] | None = None
+    cos_sin: tuple[Float[Tensor, "env #token 1 half"], Float[Tensor, "env #token 1 half"]] | None = None
 
-    @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*output)
-        ctx.mark_non_differentiable(output[1])
+    def told(self, x: Float[Tensor, "env token size"]) -> Float[Tensor, "env token size"]:
+        """Tokens that know the time."""
+        return x if self.added is None else x + self.added
 
-    @staticmethod
-    def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> Tensor:
-        dy, (y, r) = grad_outputs[0], list(ctx.saved_tensors)
-        return torch.addcmul(dy, y, (y * dy).mean(-1, keepdim=True), value=-1).mul_(r)
+    def turned(self, heads: Heads) -> Heads:
+        """Queries or keys, turned: their products depend on how far apart they are."""
+        if self.cos_sin is None:
+            return heads
+        (cos, sin), (first, second) = self.cos_sin, heads.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
 class MultiScaleRetention(nn.Module):
@@ -319,24 +282,27 @@ class MultiScaleRetention(nn.Module):
         self.inward = nn.Parameter(drawn[:4].flatten(0, 1))  # (query key value gate) of all heads
         self.outward = nn.Parameter(drawn[4])
 
-    def queries(self, x: Float[Tensor, "env token size"]) -> Heads:
+    def queries(self, x: Float[Tensor, "env token size"], timing: Timing) -> Heads:
         """What asks, by head."""
-        return self._split(x, self.inward[: len(self.outward)], 1)[0]
+        return timing.turned(self._split(timing.told(x), self.inward[: len(self.outward)], 1)[0])
 
     def forward(
         self,
         y: Float[Tensor, "env token size"],
+        timing: Timing,
         evaluate: Evaluation,
         state: States | None,
         queries: Heads | None = None,
     ) -> tuple[Float[Tensor, "env token size"], States | None]:
         """What the tokens retain and the state after them; `queries` default to those of y."""
+        y = timing.told(y)
         if queries is None:
-            queries, key, value, gate = self._split(y, self.inward, 4)
+            own, key, value, gate = self._split(y, self.inward, 4)
+            queries = timing.turned(own)
         else:
             key, value, gate = self._split(y, self.inward[len(self.outward) :], 3)
-        retained, state = evaluate(queries, key, value, state)
-        gated = functional.silu(gate) * _normed(retained)
+        retained, state = evaluate(queries, timing.turned(key), value, state)
+        gated = functional.silu(gate) * normed(retained)
         return functional.linear(gated.flatten(2), self.outward), state
 
     def _split(self, x: Tensor, weight: Tensor, parts: int) -> tuple[Tensor, ...]:

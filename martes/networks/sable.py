@@ -2,92 +2,53 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional
 
-from martes.data import Field, Memory, TeamSpec
+from martes.data import Memory
 from martes.errors import ConfigError
-from martes.networks.actions import ActionTokens, Choices
-from martes.networks.blocks import Body, Network, StackedLinear
-from martes.networks.critics import ValueHead
-from martes.networks.retention import (
-    Evaluation,
-    Heads,
-    MultiScaleRetention,
-    RMSNorm,
-    chunkwise,
-    decays,
-    recurrent,
-    without_autocast,
-)
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
-from martes.networks.temporal import Inputs, Outputs, TemporalModule
+from martes.networks.autoregressive import TurnShape, WindowTokens
+from martes.networks.layers import RMSNorm, SwiGLU, head_body, recomputed, small_linear
+from martes.networks.retention import Evaluation, Heads, MultiScaleRetention, Timing, chunkwise, decays, recurrent
 
 Tokens = Float[Tensor, "env token size"]
-Times = Float[Tensor, "env #token size"]
-"""The encoding of time of each token, or of all tokens of a step."""
+State = Tensor | None
+"""What a block has retained `env head key value`, or None where nothing was before."""
+States = Sequence[State]
+"""The state of each block."""
 
 
 @dataclass(frozen=True)
-class SableShape:
+class SableShape(TurnShape):
     """The shape of a Sable network."""
 
-    size: int = 64
-    """Width of the tokens."""
-    heads: int = 1
-    """Retention heads, each with a decay of its own; they share the width."""
-    layers: int = 1
-    """Blocks of the encoder, and of the decoder."""
     memory: bool = True
     """Remember earlier steps? Without it each step stands alone (ff-Sable)."""
     decay_scale: float = 0.8
     """Scale s of the decays: at 1 the memory reaches over 32 to 512 steps, at 0.8 over about 5, at 0 over none."""
     chunk_size: int = 64
     """Tokens (agents times steps) evaluated at once when learning: speed and memory, never a result."""
-    time_encoding: bool = True
-    """Tell the network how many steps the episode has lasted? (Only with memory.)"""
+    time_encoding: Literal["added", "rotary", "none"] = "added"
+    """How tokens know the time (only with memory): the episode's steps are added to them, or turn their keys."""
     feed_forward: bool = True
     """Follow each retention by a gated layer?"""
-    agent_id: bool = True
-    """Tell agents that share parameters which of them they are?"""
-    names_actions: bool = False
-    """Does the token of an action say whose it was?"""
-    normalise: bool = False
-    """Standardise observations by running statistics, which move only when learning?"""
-    channels: tuple[int, ...] = (16, 32)
-    """Channels of the convolutions (3x3, stride 2) that read an image."""
 
     def __post_init__(self) -> None:
-        for name in ("size", "heads", "layers", "chunk_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be an integer >= 1")
-        if self.size % self.heads:
-            raise ConfigError(f"network.size is {self.size}, which {self.heads} heads cannot share: make it a multiple")
+        super().__post_init__()
+        if self.chunk_size < 1:
+            raise ConfigError(f"network.chunk_size is {self.chunk_size}: it must be an integer >= 1")
+        if self.time_encoding == "rotary" and self.size // self.heads % 2:
+            raise ConfigError(
+                f"network.size is {self.size}: to be turned, each of {self.heads} heads needs an even share"
+            )
         decays(self.heads, self.decay_scale)
 
-
-class SwiGLU(nn.Module):
-    """(swish(x W_g) ⊙ x W_l) W_o: a gated layer of the tokens' own width. Source: Shazeer 2020, equation 6.
-
-    The last map begins small, so a block begins near the identity; at 0 all three would stay there for ever.
-    """
-
-    def __init__(self, size: int, generator: torch.Generator) -> None:
-        super().__init__()
-        weights = torch.empty(3, size, size, device=generator.device)
-        for weight, gain in zip(weights, (1.0, 1.0, 0.1), strict=True):
-            nn.init.orthogonal_(weight, gain, generator=generator)
-        self.inward = nn.Parameter(weights[:2].flatten(0, 1))
-        self.outward = nn.Parameter(weights[2])
-
-    def forward(self, x: Tokens) -> Tokens:
-        """The image of every token."""
-        gate, linear = functional.linear(x, self.inward).chunk(2, dim=-1)
-        return functional.linear(functional.silu(gate) * linear, self.outward)
+    def core(self, outputs: int, generator: torch.Generator) -> "Sable":
+        """A network of this shape."""
+        return Sable(self, outputs, generator)
 
 
 class Residual(nn.Module):
@@ -103,12 +64,37 @@ class Residual(nn.Module):
         return x if self.layer is None or self.norm is None else self.norm(x + self.layer(x))
 
 
-def head_body(size: int, generator: torch.Generator) -> nn.Sequential:
-    """Linear, GELU, RMSNorm: what comes before the last map of values and of scores."""
-    linear = nn.Linear(size, size, device=generator.device)
-    nn.init.orthogonal_(linear.weight, 2**0.5, generator=generator)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(linear, nn.GELU(), RMSNorm(size))
+class EncoderBlock(nn.Module):
+    """Tokens of observations retain each other, and are transformed."""
+
+    def __init__(self, shape: SableShape, generator: torch.Generator) -> None:
+        super().__init__()
+        self.retention = MultiScaleRetention(shape.size, shape.heads, generator)
+        self.norm = RMSNorm(shape.size)
+        self.residual = Residual(shape, generator)
+
+    def forward(self, x: Tokens, timing: Timing, evaluate: Evaluation, state: State) -> tuple[Tokens, State]:
+        """The tokens after this block, and its state after the last of them."""
+        retained, state = self.retention(x, timing, evaluate, state)
+        return self.residual(self.norm(x + retained)), state
+
+
+class Encoder(nn.Module):
+    """Representations of what the agents observe; each step sees all of its agents and the steps before."""
+
+    def __init__(self, shape: SableShape, generator: torch.Generator) -> None:
+        super().__init__()
+        self.norm = RMSNorm(shape.size)
+        self.blocks = nn.ModuleList(EncoderBlock(shape, generator) for _ in range(shape.layers))
+        self.recompute = shape.recompute
+
+    def forward(self, x: Tokens, timing: Timing, evaluate: Evaluation, states: States) -> tuple[Tokens, list[State]]:
+        """The representation of every token, and the states after the last. One norm precedes every block."""
+        after: list[State] = []
+        for block, before in zip(self.blocks, states, strict=True):
+            x, state = recomputed(block, self.recompute)(self.norm(x), timing, evaluate, before)
+            after.append(state)
+        return x, after
 
 
 class Seen(NamedTuple):
@@ -117,40 +103,32 @@ class Seen(NamedTuple):
     tokens: Tokens
     queries: tuple[Heads, ...]
     """What these tokens ask of the actions, a block."""
-    clock: Times | None
-    """The encoding of time, which is added wherever tokens ask or are remembered."""
+    timing: Timing
 
-    def of(self, agents: slice) -> "Seen":
-        """The part of some agents of one step."""
-        return Seen(self.tokens[:, agents], tuple(each[:, agents] for each in self.queries), self.clock)
-
-
-States = Sequence[Tensor | None]
-"""The state of each block [env head key value], or None where nothing was before."""
+    def of(self, turn: slice) -> "Seen":
+        """The part of some turns of one step."""
+        return Seen(self.tokens[:, turn], tuple(each[:, turn] for each in self.queries), self.timing)
 
 
-class Encoder(nn.Module):
-    """Representations of what the agents observe; each step sees all of its agents and the steps before."""
+class DecoderBlock(nn.Module):
+    """Actions are retained; then what was observed asks what was retained, and its outcome takes their place."""
 
     def __init__(self, shape: SableShape, generator: torch.Generator) -> None:
         super().__init__()
-        blocks = range(shape.layers)
-        self.norm = RMSNorm(shape.size)
-        self.retentions = nn.ModuleList(MultiScaleRetention(shape.size, shape.heads, generator) for _ in blocks)
-        self.norms = nn.ModuleList(RMSNorm(shape.size) for _ in blocks)
-        self.residuals = nn.ModuleList(Residual(shape, generator) for _ in blocks)
+        self.own = MultiScaleRetention(shape.size, shape.heads, generator)
+        self.crossed = MultiScaleRetention(shape.size, shape.heads, generator)
+        self.own_norm = RMSNorm(shape.size)
+        self.crossed_norm = RMSNorm(shape.size)
+        self.residual = Residual(shape, generator)
 
     def forward(
-        self, x: Tokens, clock: Times | None, evaluate: Evaluation, states: States
-    ) -> tuple[Tokens, list[Tensor | None]]:
-        """The representation of every token, and the states after the last. One norm precedes every block."""
-        after: list[Tensor | None] = []
-        for retention, norm, residual, before in zip(self.retentions, self.norms, self.residuals, states, strict=True):
-            x = self.norm(x)
-            retained, state = retention(_timed(x, clock), evaluate, before)
-            x = residual(norm(x + retained))
-            after.append(state)
-        return x, after
+        self, x: Tokens, seen: Seen, evaluate: Evaluation, own: State, crossed: State
+    ) -> tuple[Tokens, State, State]:
+        """The tokens after this block, and both its states after the last of them; `seen` has this block's queries."""
+        retained, own = self.own(x, seen.timing, evaluate, own)
+        context = self.own_norm(x + retained)
+        answered, crossed = self.crossed(context, seen.timing, evaluate, crossed, seen.queries[0])
+        return self.residual(self.crossed_norm(seen.tokens + answered)), own, crossed
 
 
 class Decoder(nn.Module):
@@ -158,103 +136,72 @@ class Decoder(nn.Module):
 
     def __init__(self, shape: SableShape, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
-        blocks = range(shape.layers)
         self.norm = RMSNorm(shape.size)
-        self.own = nn.ModuleList(MultiScaleRetention(shape.size, shape.heads, generator) for _ in blocks)
-        self.crossed = nn.ModuleList(MultiScaleRetention(shape.size, shape.heads, generator) for _ in blocks)
-        self.own_norms = nn.ModuleList(RMSNorm(shape.size) for _ in blocks)
-        self.crossed_norms = nn.ModuleList(RMSNorm(shape.size) for _ in blocks)
-        self.residuals = nn.ModuleList(Residual(shape, generator) for _ in blocks)
+        self.blocks = nn.ModuleList(DecoderBlock(shape, generator) for _ in range(shape.layers))
         self.head = head_body(shape.size, generator)
-        self.scores = nn.Linear(shape.size, outputs, device=generator.device)
-        # A small last layer starts the policy near uniform.
-        nn.init.orthogonal_(self.scores.weight, 0.01, generator=generator)
-        nn.init.zeros_(self.scores.bias)
+        self.scores = small_linear(shape.size, outputs, generator)
+        self.recompute = shape.recompute
 
-    def seen(self, tokens: Tokens, clock: Times | None) -> Seen:
+    def seen(self, tokens: Tokens, timing: Timing) -> Seen:
         """What is known before anybody acts; the queries of all agents and blocks at once."""
-        timed = _timed(tokens, clock)
-        queries = tuple(each.queries(timed) for each in self.crossed if isinstance(each, MultiScaleRetention))
-        return Seen(tokens, queries, clock)
+        blocks = (each for each in self.blocks if isinstance(each, DecoderBlock))
+        return Seen(tokens, tuple(each.crossed.queries(tokens, timing) for each in blocks), timing)
 
     def forward(
         self, x: Tokens, seen: Seen, evaluate: Evaluation, states: Sequence[States]
-    ) -> tuple[Float[Tensor, "env token output"], tuple[list[Tensor | None], ...]]:
-        """Scores of each token's agent, and the states (own, crossed) of each block after the last token.
-
-        A block retains the actions, then lets the observations ask what was retained; its outcome takes the place of
-        the actions in the next block.
-        """
+    ) -> tuple[Float[Tensor, "env token output"], Sequence[States]]:
+        """Scores of each token's agent, and the states (own, crossed) of each block after the last token."""
         x = self.norm(x)
-        after: tuple[list[Tensor | None], ...] = ([], [])
-        for block, (own, crossed) in enumerate(zip(*states, strict=True)):
-            retained, state = self.own[block](_timed(x, seen.clock), evaluate, own)
-            after[0].append(state)
-            context = self.own_norms[block](x + retained)
-            asked = self.crossed[block](_timed(context, seen.clock), evaluate, crossed, seen.queries[block])
-            after[1].append(asked[1])
-            x = self.residuals[block](self.crossed_norms[block](seen.tokens + asked[0]))
+        after: tuple[list[State], list[State]] = ([], [])
+        for block, query, own, crossed in zip(self.blocks, seen.queries, *states, strict=True):
+            asked = seen._replace(queries=(query,))
+            x, *left = recomputed(block, self.recompute)(x, asked, evaluate, own, crossed)
+            for states_after, state in zip(after, left, strict=True):
+                states_after.append(state)
         return self.scores(self.head(x)), after
 
 
 class Clock(nn.Module):
-    """The sinusoid of the steps since an episode began. Source: Vaswani et al. 2017, section 3.5."""
+    """What tokens are told of the steps since their episode began. Source: Vaswani et al. 2017, section 3.5."""
 
     frequency: Tensor
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, shape: SableShape) -> None:
         super().__init__()
-        even = torch.arange(0, size, 2, dtype=torch.float64)
-        self.register_buffer("frequency", (10000 ** (-even / size)).float(), persistent=False)
-        self.size = size
+        self.turns = shape.time_encoding == "rotary"
+        self.size = shape.size // shape.heads if self.turns else shape.size
+        even = torch.arange(0, self.size, 2, dtype=torch.float64)
+        self.register_buffer("frequency", (10000 ** (-even / self.size)).float(), persistent=False)
 
-    def forward(self, elapsed: Int64[Tensor, "env time"]) -> Float[Tensor, "env time size"]:
-        """sin(p w_m) and cos(p w_m) in turn, w_m = 10000^(−2m/E), after p steps; computed, so an episode may last."""
-        angle = elapsed.unsqueeze(2) * self.frequency
-        return torch.stack((angle.sin(), angle.cos()), dim=3).flatten(2)[:, :, : self.size]
+    def forward(self, elapsed: Int64[Tensor, "env time"], agents: int) -> Timing:
+        """Timing of the tokens of each step: sin(p w_m) and cos(p w_m) in turn, w_m = 10000^(−2m/E), after p steps.
+
+        Computed, not looked up, so that an episode may last.
+        """
+        angle = elapsed.unsqueeze(2) * self.frequency  # env time half
+        if self.turns:
+            angle = angle.repeat_interleave(agents, dim=1).unsqueeze(2)
+            return Timing(cos_sin=(angle.cos(), angle.sin()))
+        added = torch.stack((angle.sin(), angle.cos()), dim=3).flatten(2)[:, :, : self.size]
+        return Timing(added.repeat_interleave(agents, dim=1))
 
 
-class Sable(TemporalModule):
-    """Policy and value of a whole team: an encoder that all agents share, and a decoder in which they act in turn.
+class Sable(nn.Module):
+    """Encoder and decoder that retain instead of attend.
 
-    π(a | o) = Π_i π(a_i | o, a_1 … a_{i−1}); `log_prob` is that of each agent given the agents before it. To act is
-    recurrent, at a cost that does not grow with the episode; to learn is chunkwise. Absent agents are as if they were
-    not in the team. An action that the environment forces is what the later agents know of.
+    To act is recurrent, at a cost that does not grow with the episode; to learn is chunkwise.
     Source: Mahjoub et al. 2025, on the encoder and decoder of Wen et al. 2022.
     """
 
     decay: Tensor
 
-    def __init__(self, team: TeamSpec, shape: SableShape, sharing: Sharing, generator: torch.Generator) -> None:
+    def __init__(self, shape: SableShape, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
         self.shape = shape
-        self.agents = team.size
-        self.slots = Slots(slot_of_agents(team, sharing))
-        entry = Network(
-            hidden=(shape.size,),
-            activation="gelu",
-            agent_id=shape.agent_id,
-            normalise=shape.normalise,
-            channels=shape.channels,
-        )
-        self.body = Body(team.parts, self.slots.widest(team.observation_sizes), self.slots, entry, generator)
         self.encoder = Encoder(shape, generator)
-        self.value_body = head_body(shape.size, generator)
-        self.head = ValueHead(StackedLinear((shape.size,), 1, generator, gain=0.01))
-        self.choices = Choices(team, self.slots)
-        speakers = Slots(tuple(range(team.size))) if shape.names_actions else self.slots
-        self.tokens = ActionTokens(team, speakers, shape.size, generator)
-        self.decoder = Decoder(shape, self.choices.outputs, generator)
-        self.clock = Clock(shape.size) if shape.memory and shape.time_encoding else None
+        self.decoder = Decoder(shape, outputs, generator)
+        self.clock = Clock(shape) if shape.memory and shape.time_encoding != "none" else None
         self.register_buffer("decay", decays(shape.heads, shape.decay_scale), persistent=False)
-        self.choice = self.choices.choice
-        self.reads = (*self.body.reads, *self.choices.reads)
-        self.writes = (*self.choices.writes, "value")
-
-    def fields(self) -> dict[str, Field]:
-        """What it adds to a team's schema."""
-        doc = "V of this step when it was recorded, in units of the return"
-        return {**self.choices.fields(), "value": Field(writer="the policy", doc=doc)}
 
     def initial_memory(self, envs: int) -> Memory:
         """Zero states `env layer head key value` of encoder and decoder, and 0 steps `env`; () without memory."""
@@ -266,100 +213,59 @@ class Sable(TemporalModule):
         elapsed = torch.zeros(envs, dtype=torch.int64, device=self.decay.device)
         return {"encoder": zeros[0], "own": zeros[1], "crossed": zeros[2], "elapsed": elapsed}
 
-    def noise(self, envs: int, generator: torch.Generator) -> Outputs:
-        """What one drawn step consumes."""
-        return self.choices.noise(envs, generator)
+    def observed(self, x: Tokens, there: Bool[Tensor, "env agent"], memory: Memory) -> Tokens:
+        """Representations of what the agents observe in one step."""
+        return self.encoder(x, self._timing(memory), recurrent(there), self._states(memory, self._step)["encoder"])[0]
 
-    def observe(self, inputs: Inputs) -> None:
-        """Moves the statistics of observation normalisation."""
-        self.body.observe(inputs, inputs["agent_mask"])
+    def step(self, x: Tokens, there: Bool[Tensor, "env agent"], memory: Memory) -> "SableTurns":
+        """One step of acting."""
+        states, timing = self._states(memory, self._step), self._timing(memory)
+        tokens, encoder = self.encoder(x, timing, recurrent(there), states["encoder"])
+        before = (encoder, states["own"], states["crossed"])
+        return SableTurns(self, self.decoder.seen(tokens, timing), there, before, memory)
 
-    # -------------------------------------------------------------------------------------------------------- acting
-    def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
-        """Choices of one step, drawn or scored agent by agent, and the value."""
-        there = inputs["agent_mask"]
-        states, clock = self._decayed(memory)
-        tokens, encoder = self.encoder(self._observed(inputs), clock, recurrent(there), states["encoder"])
-        seen = self.decoder.seen(tokens, clock)
-        after: Sequence[States] = (states["own"], states["crossed"])
-        told = self.tokens.first((len(there), 1))
-        turns: list[tuple[Tensor, ...]] = []
-        wanted = [name for name in inputs if name not in self.body.reads]
-        for agent in range(self.agents):  # the one loop that is the algorithm: each knows what the others chose
-            turn = slice(agent, agent + 1)
-            mine = {name: inputs[name][:, turn] for name in wanted}
-            scores, after = self.decoder(self.tokens(told), seen.of(turn), recurrent(there[:, turn]), after)
-            sample = self.choices.sample(scores, mine, turn)
-            action = self.choices.action(sample, mine, turn)
-            told = torch.where(there[:, turn].unsqueeze(2), self.tokens.content(action, turn), told)
-            turns.append((scores, sample, action))
-        scores, sample, action = (torch.cat(each, dim=1) for each in zip(*turns, strict=True))
-        outputs = self.choices.scored(scores, sample, inputs) | {"action": action}
-        outputs["value"] = self._values(tokens, there)
-        elapsed = _leaf(memory, "elapsed") if self.shape.memory else there.new_zeros(0)
-        return outputs, self._remembered((encoder, *after), elapsed)
-
-    def value(self, inputs: Inputs, memory: Memory) -> Float[Tensor, "env agent"]:
-        """V of one time step: of the encoder alone."""
-        states, clock = self._decayed(memory)
-        there = inputs["agent_mask"]
-        tokens, _ = self.encoder(self._observed(inputs), clock, recurrent(there), states["encoder"])
-        return self._values(tokens, there)
-
-    # ------------------------------------------------------------------------------------------------------ learning
-    def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
-        """Scores of the recorded choices of a window and its values, chunk by chunk; without choices, a loop."""
-        if self.choice not in inputs:
-            return super().sequence(inputs, memory, start)
-        time, envs = start.shape
-        there = inputs["agent_mask"]
-        rows = self._in_rows(there).unflatten(1, (-1, self.agents))
+    def sequence(
+        self,
+        x: WindowTokens,
+        there: Bool[Tensor, "time env agent"],
+        memory: Memory,
+        start: Bool[Tensor, "time env"],
+    ) -> "SableWindow":
+        """A window to learn from, chunk by chunk."""
+        rows = self.in_rows(there).unflatten(1, (-1, there.shape[2]))
         opens = start if self.shape.memory else start.new_zeros(1, len(rows))
         ways = chunkwise(opens, rows, self.decay, self.shape.chunk_size)
-        elapsed, clock = self._timed_window(memory, start)
+        elapsed = self._elapsed(memory, start)
+        timing = Timing() if self.clock is None else self.clock(elapsed, there.shape[2])
         states = self._states(memory, 1.0)
-        tokens, encoder = self.encoder(self._in_rows(self._observed(inputs)), clock, ways.observing, states["encoder"])
-        action = self.choices.action(inputs[self.choice], inputs)
-        told = self._in_rows(self.tokens.previous(action, there))
-        seen = self.decoder.seen(tokens, clock)
-        scores, after = self.decoder(self.tokens(told), seen, ways.acting, (states["own"], states["crossed"]))
-        outputs = self.choices.scored(self._in_window(scores, time, envs), inputs[self.choice], inputs)
-        outputs |= {"action": action, "value": self._values(self._in_window(tokens, time, envs), there)}
-        return outputs, self._remembered((encoder, *after), elapsed)
+        tokens, encoder = self.encoder(self.in_rows(x), timing, ways.observing, states["encoder"])
+        before = (encoder, states["own"], states["crossed"])
+        return SableWindow(self, self.decoder.seen(tokens, timing), ways.acting, before, (there, elapsed))
 
-    def _in_rows(self, x: Tensor) -> Tensor:
+    @property
+    def _step(self) -> Tensor:
+        return self.decay[:, None, None]
+
+    def in_rows(self, x: Tensor) -> Tensor:
         """`time env agent ...` as `row token ...`: a row is an environment's window, or without memory one step."""
         return x.transpose(0, 1).flatten(1, 2) if self.shape.memory else x.flatten(0, 1)
 
-    def _in_window(self, x: Tensor, time: int, envs: int) -> Float[Tensor, "time env agent feature"]:
-        if self.shape.memory:
-            return x.unflatten(1, (time, self.agents)).transpose(0, 1)
-        return x.unflatten(0, (time, envs))
+    def in_window(self, x: Tensor, there: Tensor) -> Float[Tensor, "time env agent feature"]:
+        """The inverse of `in_rows`; `there` has the axes of the window."""
+        time, envs, agents = there.shape
+        return x.unflatten(1, (time, agents)).transpose(0, 1) if self.shape.memory else x.unflatten(0, (time, envs))
 
-    def _timed_window(self, memory: Memory, start: Tensor) -> tuple[Tensor, Times | None]:
-        """Steps since each environment's last episode opened at the end of the window, and the clock of its tokens."""
+    def _timing(self, memory: Memory) -> Timing:
+        """What all tokens of one step are told."""
+        return Timing() if self.clock is None else self.clock(_leaf(memory, "elapsed").unsqueeze(1), 1)
+
+    def _elapsed(self, memory: Memory, start: Tensor) -> Int64[Tensor, "env time"]:
+        """Steps since each environment's last episode opened."""
         if not self.shape.memory:
-            return start.new_zeros(0), None
+            return torch.zeros(start.T.shape, dtype=torch.int64, device=start.device)
         steps = torch.arange(len(start), device=start.device).unsqueeze(1)
         opened = torch.where(start, steps, -_leaf(memory, "elapsed")).cummax(0).values
-        elapsed = (steps - opened).T  # env time
-        clock = None if self.clock is None else self.clock(elapsed).repeat_interleave(self.agents, dim=1)
-        return elapsed[:, -1], clock
-
-    # -------------------------------------------------------------------------------------------------- both of them
-    def _observed(self, inputs: Inputs) -> Float[Tensor, "*lead agent size"]:
-        """Features of what the agents observe."""
-        return self.slots.unstacked(self.body.features(inputs), tuple(inputs["agent_mask"].shape[:-1]))
-
-    def _values(self, tokens: Float[Tensor, "*lead agent size"], there: Tensor) -> Float[Tensor, "*lead agent"]:
-        flat = self.value_body(tokens).flatten(0, -2).unsqueeze(0)
-        with without_autocast(flat.device):
-            return self.head(flat).view(there.shape) * there  # what an absent agent may still expect is 0
-
-    def _decayed(self, memory: Memory) -> tuple[dict[str, States], Times | None]:
-        """The states one step on, and the clock of this step."""
-        clock = None if self.clock is None else self.clock(_leaf(memory, "elapsed").unsqueeze(1))
-        return self._states(memory, self.decay[:, None, None]), clock
+        return (steps - opened).T
 
     def _states(self, memory: Memory, scale: Tensor | float) -> dict[str, States]:
         """The states of each block, scaled; None for each where there is no memory."""
@@ -368,16 +274,55 @@ class Sable(TemporalModule):
             return {name: (None,) * self.shape.layers for name in parts}
         return {name: (_leaf(memory, name) * scale).unbind(1) for name in parts}
 
-    def _remembered(self, states: Sequence[States], elapsed: Tensor) -> Memory:
-        """The memory after the steps that led to these states."""
+    def remembered(self, states: Sequence[States], elapsed: Tensor) -> Memory:
+        """The memory after the step that led to these states, `elapsed` steps after the episode began."""
         if not self.shape.memory:
             return ()
         encoder, own, crossed = (torch.stack([each for each in part if each is not None], 1) for part in states)
         return {"encoder": encoder, "own": own, "crossed": crossed, "elapsed": elapsed + 1}
 
 
-def _timed(x: Tokens, clock: Times | None) -> Tokens:
-    return x if clock is None else x + clock
+class SableTurns:
+    """One step in which agents act one after the other: the decoder's states grow by one token a turn."""
+
+    def __init__(self, sable: Sable, seen: Seen, there: Tensor, states: Sequence[States], memory: Memory) -> None:
+        self.sable, self.seen, self.there = sable, seen, there
+        self.tokens = seen.tokens
+        self.encoder, *self.states = states
+        self.before = memory
+
+    def scores(self, told: Tokens, turn: int) -> Float[Tensor, "env turn output"]:
+        """Scores of the actions of who is next, after a token that tells of the action before."""
+        now = slice(turn, turn + 1)
+        ways = recurrent(self.there[:, now])
+        scores, self.states = self.sable.decoder(told, self.seen.of(now), ways, self.states)
+        return scores
+
+    def memory(self) -> Memory:
+        """The memory after the last turn."""
+        elapsed = _leaf(self.before, "elapsed") if self.sable.shape.memory else self.there
+        return self.sable.remembered((self.encoder, *self.states), elapsed)
+
+
+class SableWindow:
+    """Many steps, all choices known: the decoder reads them as one line of tokens."""
+
+    def __init__(
+        self, sable: Sable, seen: Seen, ways: Evaluation, states: Sequence[States], steps: tuple[Tensor, Tensor]
+    ) -> None:
+        self.sable, self.seen, self.ways = sable, seen, ways
+        self.there, self.elapsed = steps
+        self.tokens = sable.in_window(seen.tokens, self.there)
+        self.encoder, *self.states = states
+
+    def scores(self, told: WindowTokens) -> Float[Tensor, "time env agent output"]:
+        """Scores of the actions of every agent, after tokens that tell of the actions before."""
+        scores, self.states = self.sable.decoder(self.sable.in_rows(told), self.seen, self.ways, self.states)
+        return self.sable.in_window(scores, self.there)
+
+    def memory(self) -> Memory:
+        """The memory after the last step."""
+        return self.sable.remembered((self.encoder, *self.states), self.elapsed[:, -1])
 
 
 def _leaf(memory: Memory, name: str) -> Tensor:

@@ -53,6 +53,10 @@ class TemporalModule(nn.Module):
         """The value [env agent] of one time step alone: what a bootstrap needs."""
         raise NotImplementedError(f"{type(self).__name__} has no value; a critic has")
 
+    def value_noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """The random numbers that one `value` of `envs` environments consumes: of an action's value, what draws it."""
+        return {}
+
     def fields(self) -> dict[str, Field]:
         """What acting with it adds to a team's schema: a field for each name it writes, beyond the action."""
         return {}

@@ -6,30 +6,32 @@ from torch import Tensor
 from martes.data import Field, Schema, Workspace
 from martes.envs.batched.engine import BatchedEnv
 from martes.networks import Chain, act
-from martes.networks.sable import Sable, SableShape
+from martes.networks.autoregressive import AutoregressiveTeam
+from martes.networks.sable import SableShape
 from tests.worlds import World
 
 SHAPES = {
     "memory": SableShape(size=8, heads=2, layers=2, decay_scale=1.0, chunk_size=5),
     "no memory": SableShape(size=8, heads=2, layers=2, memory=False, chunk_size=2),
-    "one chunk, no clock": SableShape(size=8, decay_scale=0.8, chunk_size=1000, time_encoding=False),
+    "one chunk, no clock": SableShape(size=8, decay_scale=0.8, chunk_size=1000, time_encoding="none"),
+    "drawn order, turned": SableShape(size=8, heads=2, decay_scale=1.0, time_encoding="rotary", order="drawn"),
     "named actions, no layers": SableShape(size=8, chunk_size=1, names_actions=True, feed_forward=False),
 }
 
 
-def enlivened(sable: Sable, scale: float = 2.0) -> Sable:
+def enlivened(sable: AutoregressiveTeam, scale: float = 2.0) -> AutoregressiveTeam:
     """With weights so large that everything which should matter is seen to matter."""
     with torch.no_grad():
         for name, weight in sable.named_parameters():
             if "inward" in name or "outward" in name:
                 weight.mul_(scale)
-        sable.decoder.scores.weight.mul_(100)
+        sable.core.decoder.scores.weight.mul_(100)
         sable.head.linear.weight.mul_(100)
     return sable
 
 
-def made(world: World, shape: SableShape = SHAPES["memory"], sharing: str = "group") -> Sable:
-    return enlivened(Sable(world.team, shape, sharing, torch.Generator().manual_seed(7)))  # pyright: ignore
+def made(world: World, shape: SableShape = SHAPES["memory"], sharing: str = "group") -> AutoregressiveTeam:
+    return enlivened(AutoregressiveTeam(world.team, shape, sharing, torch.Generator().manual_seed(7)))  # pyright: ignore
 
 
 def recorded(world: World, shape: SableShape, sharing: str = "group", time: int = 12) -> tuple[Chain, Workspace]:
@@ -49,5 +51,5 @@ def recorded(world: World, shape: SableShape, sharing: str = "group", time: int 
 
 
 def inputs_of(chain: Chain, workspace: Workspace) -> dict[str, Tensor]:
-    names = (*chain.reads, chain.members[0].choice)
+    names = (*chain.reads, *chain.members[0].given)
     return {name: workspace[name][: workspace.time] for name in names}

@@ -29,7 +29,7 @@ def test_each_learns_of_the_last_before_it_who_was_there(kind: str) -> None:
     world = World(kind, agents=5)  # pyright: ignore
     tokens, action = tokens_of(world), drawn(world)
     mask = torch.tensor([[True] * 5, [False, True, False, False, True]])
-    told, own = tokens.previous(action, mask), tokens.content(action)
+    told, own = tokens.previous(tokens.content(action), mask), tokens.content(action)
     nobody = tokens.first((1,))
     assert torch.equal(told[0], torch.cat((nobody, own[0, :4])))
     assert torch.equal(told[1], torch.cat((nobody, nobody, own[1, [1, 1, 1]])))

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from martes.errors import ConfigError
 from martes.networks import retention
-from martes.networks.retention import MultiScaleRetention, RMSNorm, chunkwise, decays, recurrent
+from martes.networks.layers import RMSNorm
+from martes.networks.retention import MultiScaleRetention, Timing, chunkwise, decays, recurrent
 
 SCALES = (0.0, 0.3, 0.8, 1.0)
 FEATURE = 3
@@ -301,14 +302,14 @@ class Layer:
 def test_the_scale_of_queries_keys_and_values_is_no_matter(row: int) -> None:
     layer = Layer()
     layer.state.zero_()
-    before, _ = layer.module(layer.x, layer.evaluation(), layer.state)
+    before, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state)
     with torch.no_grad():
         layer.module.inward[8 * row : 8 * row + 4] *= 50.0  # the first head alone
-    after, _ = layer.module(layer.x, layer.evaluation(), layer.state)
+    after, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state)
     assert torch.allclose(before, after, rtol=1e-3)  # up to the norm's ε
     with torch.no_grad():
         layer.module.inward[24:28] *= 2.0
-    assert not torch.allclose(before, layer.module(layer.x, layer.evaluation(), layer.state)[0], rtol=1e-3)
+    assert not torch.allclose(before, layer.module(layer.x, Timing(), layer.evaluation(), layer.state)[0], rtol=1e-3)
 
 
 def test_the_norm_and_its_gradient_are_those_of_torch() -> None:
@@ -338,7 +339,7 @@ def test_each_head_is_normed_over_its_own_features() -> None:
         module.outward.copy_(torch.eye(32) / 1e3)
     x = torch.randn(1, 6, 32)
     x[..., 0] = 1.0
-    out, _ = module(x, evaluate, torch.zeros(1, 4, 8, 8))
+    out, _ = module(x, Timing(), evaluate, torch.zeros(1, 4, 8, 8))
     heads = out.unflatten(2, (4, 8))
     assert torch.allclose(heads.square().mean(-1), torch.ones(1, 6, 4), atol=2e-2)
     q = seen[0] * torch.tensor([1.0, 10.0, 100.0, 1000.0])[:, None]
@@ -348,9 +349,9 @@ def test_each_head_is_normed_over_its_own_features() -> None:
 
 def test_queries_from_elsewhere_are_the_same_map() -> None:
     layer = Layer()
-    own, _ = layer.module(layer.x, layer.evaluation(), layer.state)
-    given, _ = layer.module(layer.x, layer.evaluation(), layer.state, layer.module.queries(layer.x))
-    other, _ = layer.module(layer.x, layer.evaluation(), layer.state, layer.module.queries(layer.x.flip(1)))
+    own, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state)
+    given, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x, Timing()))
+    other, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x.flip(1), Timing()))
     assert torch.allclose(own, given) and not torch.allclose(own, other)
 
 
@@ -371,7 +372,7 @@ def test_low_precision_is_kept_out_of_retention_and_norms() -> None:
             return out, after
 
         with torch.autocast("cpu", torch.bfloat16):
-            out, _ = module(x, watched, state)
+            out, _ = module(x, Timing(), watched, state)
             assert out.dtype == torch.bfloat16  # projections are cast down: there the time goes
             assert RMSNorm(8)(out).dtype == torch.float32
         assert dtypes == [torch.float32] * 2

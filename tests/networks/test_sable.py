@@ -11,7 +11,8 @@ from martes.data import Discrete, TeamSpec, Vector
 from martes.data.trees import leaves, mapped
 from martes.errors import ConfigError
 from martes.networks import TemporalModule, replay
-from martes.networks.sable import Sable, SableShape
+from martes.networks.autoregressive import AutoregressiveTeam
+from martes.networks.sable import SableShape
 from tests.networks.sables import SHAPES, inputs_of, made, recorded
 from tests.worlds import WORLDS, World, crossed
 
@@ -20,7 +21,7 @@ from tests.worlds import WORLDS, World, crossed
 @pytest.mark.parametrize(("world", "sharing", "shape"), crossed([*WORLDS], ["shared", "group", "agent"], [*SHAPES][:3]))
 def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str, shape: str) -> None:
     chain, workspace = recorded(WORLDS[world], SHAPES[shape], sharing)
-    given = (chain.members[0].choice,)
+    given = chain.members[0].given
     whole = replay(chain, workspace, given=given)
     loop = replay(chain, workspace, given=given, stepwise=True)
     mask = workspace.decided
@@ -36,7 +37,7 @@ def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str
 @pytest.mark.parametrize("world", ["dying", "continuous", "multi-discrete-masked"])
 def test_every_shape_keeps_the_law(world: str, shape: str) -> None:
     chain, workspace = recorded(WORLDS[world], SHAPES[shape])
-    whole = replay(chain, workspace, given=(chain.members[0].choice,))
+    whole = replay(chain, workspace, given=chain.members[0].given)
     for name in ("log_prob", "entropy", "value"):
         assert torch.allclose(whole[name][workspace.decided], workspace[name][workspace.decided], atol=2e-5), name
 
@@ -74,7 +75,7 @@ def test_chunk_size_changes_no_result(memory: bool, size: int) -> None:
     chain, workspace = recorded(WORLDS["dying"], shape)
     sable = chain.members[0]
     expected = replay(chain, workspace, given=("action",))
-    sable.shape = replace(shape, chunk_size=size)
+    sable.core.shape = replace(shape, chunk_size=size)
     found = replay(chain, workspace, given=("action",))
     for name in ("log_prob", "value", "entropy"):
         assert torch.allclose(found[name], expected[name], atol=2e-5), name
@@ -85,7 +86,7 @@ def test_chunk_size_changes_no_result(memory: bool, size: int) -> None:
 def test_every_parameter_is_learned(world: str, shape: str) -> None:
     """At its own initialisation, after one gradient step: nothing is dead (a layer whose maps all begin at 0 is)."""
     kind = replace(WORLDS[world], has_deaths=False)
-    sable = Sable(kind.team, replace(SHAPES[shape], decay_scale=0.9), "group", torch.Generator().manual_seed(0))
+    sable = AutoregressiveTeam(kind.team, replace(SHAPES[shape], decay_scale=0.9), "group", torch.Generator().manual_seed(0))
     chain, workspace = recorded(kind, SHAPES[shape], time=20)
     inputs = inputs_of(chain, workspace)
     weights = torch.randn(20, 4, kind.agents)
@@ -131,7 +132,7 @@ def test_a_thousand_agents_in_one_pass() -> None:
     team = TeamSpec.of_agents(
         {f"a_{i}": Vector(3) for i in range(agents)}, {f"a_{i}": Discrete(2) for i in range(agents)}
     )
-    sable = Sable(team, SableShape(size=8, agent_id=False), "shared", torch.Generator().manual_seed(0))
+    sable = AutoregressiveTeam(team, SableShape(size=8, agent_id=False), "shared", torch.Generator().manual_seed(0))
     inputs = {
         "obs": torch.randn(2, 1, agents, 3),
         "agent_mask": torch.ones(2, 1, agents, dtype=torch.bool),
@@ -178,9 +179,10 @@ def test_memory_travels_by_environment() -> None:
 
 COMPILED = """
 import torch
-from martes.networks.sable import Sable, SableShape
+from martes.networks.autoregressive import AutoregressiveTeam
+from martes.networks.sable import SableShape
 from tests.worlds import World
-sable = Sable(World(has_masks=True).team, SableShape(size=8), "group", torch.Generator().manual_seed(0))
+sable = AutoregressiveTeam(World(has_masks=True).team, SableShape(size=8), "group", torch.Generator().manual_seed(0))
 inputs = {
     "obs": torch.randn(2, 3, 6),
     "agent_mask": torch.ones(2, 3, dtype=torch.bool),

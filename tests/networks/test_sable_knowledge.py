@@ -8,7 +8,7 @@ from torch import Tensor
 
 from martes.data.trees import leaves
 from martes.networks import replay
-from martes.networks.sable import Sable
+from martes.networks.autoregressive import AutoregressiveTeam
 from tests.networks.sables import SHAPES, enlivened, inputs_of, made, recorded
 from tests.worlds import WORLDS, World
 
@@ -39,7 +39,7 @@ def test_without_memory_a_step_stands_alone() -> None:
 def test_memory_that_decays_at_once_is_none() -> None:
     """s = 0 without a clock is the form without memory, on one and on many steps."""
     world = WORLDS["dying"]
-    shape = replace(SHAPES["memory"], decay_scale=0.0, time_encoding=False)
+    shape = replace(SHAPES["memory"], decay_scale=0.0, time_encoding="none")
     forgetful, plain = made(world, shape), made(world, replace(shape, memory=False))
     plain.load_state_dict(forgetful.state_dict())
     chain, workspace = recorded(world, shape)
@@ -90,8 +90,8 @@ def test_the_encoder_knows_no_order_of_agents_the_decoder_does() -> None:
 class Team:
     """One step of a team of five, and the same without its second and its last."""
 
-    sable: Sable
-    smaller: Sable
+    sable: AutoregressiveTeam
+    smaller: AutoregressiveTeam
     inputs: dict[str, Tensor]
     kept: list[int]
 
@@ -141,7 +141,7 @@ def test_value_is_that_of_step_and_needs_no_choice() -> None:
 def test_what_is_forced_is_done_and_known(kind: str) -> None:
     world = World(kind)
     team = replace(world.team, forces_actions=True)
-    sable = enlivened(Sable(team, SHAPES["memory"], "shared", torch.Generator().manual_seed(0)))
+    sable = enlivened(AutoregressiveTeam(team, SHAPES["memory"], "shared", torch.Generator().manual_seed(0)))
     assert {"forced", "forced_action"} <= set(sable.reads)
     inputs = {
         "obs": torch.randn(2, 3, 6),
@@ -157,7 +157,7 @@ def test_what_is_forced_is_done_and_known(kind: str) -> None:
     assert torch.equal(out["action"][:, 0], forced[:, 0])
     assert not torch.isclose(out["entropy"][:, 1:], free["entropy"][:, 1:]).any(), "later agents know what was done"
     assert torch.equal(out["entropy"][:, 0], free["entropy"][:, 0])
-    given = {**inputs, "forced_action": forced, sable.choice: out[sable.choice]}
+    given = {**inputs, "forced_action": forced, sable.given[0]: out[sable.given[0]]}
     given = {name: value.unsqueeze(0) for name, value in given.items() if name != "noise"}
     scored, its = sable.sequence(given, sable.initial_memory(2), torch.zeros(1, 2, dtype=torch.bool))
     assert torch.equal(scored["action"][0], out["action"])

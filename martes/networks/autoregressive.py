@@ -1,0 +1,241 @@
+"""A team that acts in turn: an encoder that all agents share, and a decoder that knows what those before chose."""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from martes.data import Field, Memory, TeamSpec
+from martes.errors import ConfigError, DataError
+from martes.networks.actions import ActionTokens, Choices
+from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.critics import ValueHead
+from martes.networks.layers import head_body, without_autocast
+from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.temporal import Inputs, Outputs, TemporalModule
+
+StepTokens = Float[Tensor, "env agent size"]
+WindowTokens = Float[Tensor, "time env agent size"]
+
+
+@dataclass(frozen=True)
+class TurnShape:
+    """What every network of a team that acts in turn is told."""
+
+    size: int = 64
+    """Width of the tokens."""
+    heads: int = 1
+    """Heads of each attention or retention; they share the width."""
+    layers: int = 1
+    """Blocks of the encoder, and of the decoder."""
+    agent_id: bool = True
+    """Tell agents that share parameters which of them they are?"""
+    names_actions: bool = False
+    """Does the token of an action say whose it was?"""
+    order: Literal["fixed", "drawn"] = "fixed"
+    """Who acts first: always the team's first, or, whenever actions are drawn, an order that is drawn and recorded."""
+    normalise: bool = False
+    """Standardise observations by running statistics, which move only when learning?"""
+    channels: tuple[int, ...] = (16, 32)
+    """Channels of the convolutions (3x3, stride 2) that read an image."""
+    recompute: bool = False
+    """Compute each block again in the backward pass rather than keep what it computed? Less memory, more time."""
+
+    def __post_init__(self) -> None:
+        for name in ("size", "heads", "layers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be an integer >= 1")
+        if self.size % self.heads:
+            raise ConfigError(f"network.size is {self.size}, which {self.heads} heads cannot share: make it a multiple")
+
+    def core(self, outputs: int, generator: torch.Generator) -> "EncoderDecoder":
+        """The network itself, with `outputs` scores an agent."""
+        raise NotImplementedError(f"{type(self).__name__} must define core")
+
+
+@runtime_checkable
+class Turns(Protocol):
+    """One time step, in which agents act one after the other."""
+
+    tokens: StepTokens
+    """Representations of what the agents observe."""
+
+    def scores(self, told: StepTokens, turn: int) -> Float[Tensor, "env turn output"]:
+        """Scores of the actions of who is next, after a token that tells of the action before; turns go 0, 1, …"""
+        ...
+
+    def memory(self) -> Memory:
+        """The memory after the last turn."""
+        ...
+
+
+@runtime_checkable
+class Window(Protocol):
+    """Many time steps, all choices known."""
+
+    tokens: WindowTokens
+    """Representations of what the agents observe."""
+
+    def scores(self, told: WindowTokens) -> Float[Tensor, "time env agent output"]:
+        """Scores of the actions of every agent, after tokens that tell of the actions before."""
+        ...
+
+    def memory(self) -> Memory:
+        """The memory after the last step."""
+        ...
+
+
+@runtime_checkable
+class EncoderDecoder(Protocol):
+    """What a team thinks with: Sable's retention, or MAT's attention. Agents stand in the order in which they act."""
+
+    def initial_memory(self, envs: int) -> Memory:
+        """The memory at the start of an episode."""
+        ...
+
+    def observed(self, x: StepTokens, there: Bool[Tensor, "env agent"], memory: Memory) -> StepTokens:
+        """Representations of what the agents observe in one step: all that a value needs."""
+        ...
+
+    def step(self, x: StepTokens, there: Bool[Tensor, "env agent"], memory: Memory) -> Turns:
+        """One step of acting."""
+        ...
+
+    def sequence(
+        self, x: WindowTokens, there: Bool[Tensor, "time env agent"], memory: Memory, start: Bool[Tensor, "time env"]
+    ) -> Window:
+        """A window to learn from."""
+        ...
+
+
+class AutoregressiveTeam(TemporalModule):
+    """Policy and value of a whole team, whose agents act in turn: π(a | o) = Π_i π(a_i | o, a_1 … a_{i−1}).
+
+    `log_prob` is that of each agent given the agents before it; a value depends on observations alone. Absent agents
+    are as if they were not in the team. An action that the environment forces is what the later agents know of.
+    Source: Wen et al. 2022 (MAT), equations 4 to 6; Mahjoub et al. 2025 (Sable).
+    """
+
+    def __init__(self, team: TeamSpec, shape: TurnShape, sharing: Sharing, generator: torch.Generator) -> None:
+        super().__init__()
+        self.agents = team.size
+        self.slots = Slots(slot_of_agents(team, sharing))
+        entry = Network(
+            hidden=(shape.size,),
+            activation="gelu",
+            agent_id=shape.agent_id,
+            normalise=shape.normalise,
+            channels=shape.channels,
+        )
+        self.body = Body(team.parts, self.slots.widest(team.observation_sizes), self.slots, entry, generator)
+        self.choices = Choices(team, self.slots)
+        speakers = Slots(tuple(range(team.size))) if shape.names_actions else self.slots
+        self.tokens = ActionTokens(team, speakers, shape.size, generator)
+        self.core = shape.core(self.choices.outputs, generator)
+        self.value_body = head_body(shape.size, generator)
+        self.head = ValueHead(StackedLinear((shape.size,), 1, generator, gain=0.01))
+        self.order = ("order",) if shape.order == "drawn" else ()
+        self.given = (self.choices.choice, *self.order)
+        self.reads = (*self.body.reads, *self.choices.reads)
+        self.writes = (*self.choices.writes, *self.order, "value")
+
+    def fields(self) -> dict[str, Field]:
+        """What it adds to a team's schema."""
+        value = Field(writer="the policy", doc="V of this step when it was recorded, in units of the return")
+        order = Field(writer="the policy", dtype=torch.int64, doc="who acts first, second, … in this step")
+        return {**self.choices.fields(), **dict.fromkeys(self.order, order), "value": value}
+
+    def initial_memory(self, envs: int) -> Memory:
+        """That of the encoder and decoder."""
+        return self.core.initial_memory(envs)
+
+    def noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """What one drawn step consumes."""
+        drawn = self.choices.noise(envs, generator)
+        for name in self.order:
+            drawn[name] = torch.rand(envs, self.agents, generator=generator, device=generator.device).argsort(1)
+        return drawn
+
+    def observe(self, inputs: Inputs) -> None:
+        """Moves the statistics of observation normalisation."""
+        self.body.observe(inputs, inputs["agent_mask"])
+
+    def parameter_groups(self) -> dict[str, tuple[nn.Module, int]]:
+        """Whose gradients are clipped together, and in how many slots: here all, since everything learns jointly."""
+        return {"": (self, 1)}
+
+    def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
+        """Choices of one step, drawn or scored agent by agent, and the value."""
+        order = inputs.get("order")
+        there = in_order(inputs["agent_mask"], order)
+        turns = self.core.step(in_order(self._observed(inputs), order), there, memory)
+        told = self.tokens.first((len(there), 1))
+        taken: list[tuple[Tensor, ...]] = []
+        wanted = {
+            name: in_order(each, order) for name, each in inputs.items() if name not in (*self.body.reads, "order")
+        }
+        for turn in range(self.agents):  # the one loop that is the algorithm: each knows what the others chose
+            mine = {name: each[:, turn : turn + 1] for name, each in wanted.items()}
+            who = slice(turn, turn + 1) if order is None else order[:, turn : turn + 1]
+            scores = turns.scores(self.tokens(told), turn)
+            sample = self.choices.sample(scores, mine, who)
+            action = self.choices.action(sample, mine, who)
+            told = torch.where(mine["agent_mask"].unsqueeze(2), self.tokens.content(action, who), told)
+            taken.append((scores, sample, action))
+        scores, sample, action = (in_place(torch.cat(each, dim=1), order) for each in zip(*taken, strict=True))
+        outputs = self.choices.scored(scores, sample, inputs) | {"action": action}
+        outputs["value"] = self._values(in_place(turns.tokens, order), inputs["agent_mask"])
+        for name in self.order:
+            natural = torch.arange(self.agents, device=there.device).expand_as(there)
+            outputs[name] = natural if order is None else order
+        return outputs, turns.memory()
+
+    def value(self, inputs: Inputs, memory: Memory) -> Float[Tensor, "env agent"]:
+        """V of one time step: of the encoder alone, in which nobody is before another."""
+        there = inputs["agent_mask"]
+        return self._values(self.core.observed(self._observed(inputs), there, memory), there)
+
+    def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
+        """Scores of the recorded choices of a window and its values, all at once; without choices, a loop.
+
+        Raises DataError where choices were recorded in an order that is not given.
+        """
+        choice = self.choices.choice
+        if choice not in inputs:
+            return super().sequence(inputs, memory, start)
+        if self.order and "order" not in inputs:
+            raise DataError("these agents act in an order that is drawn: replay it with given=(…, 'order')")
+        order = inputs.get("order")
+        there = in_order(inputs["agent_mask"], order)
+        window = self.core.sequence(in_order(self._observed(inputs), order), there, memory, start)
+        action = self.choices.action(inputs[choice], inputs)
+        told = self.tokens.previous(in_order(self.tokens.content(action), order), there)
+        scores = in_place(window.scores(self.tokens(told)), order)
+        outputs = self.choices.scored(scores, inputs[choice], inputs)
+        outputs |= {"action": action, "value": self._values(in_place(window.tokens, order), inputs["agent_mask"])}
+        return outputs, window.memory()
+
+    def _observed(self, inputs: Inputs) -> Float[Tensor, "*lead agent size"]:
+        """Features of what the agents observe."""
+        return self.slots.unstacked(self.body.features(inputs), tuple(inputs["agent_mask"].shape[:-1]))
+
+    def _values(self, tokens: Float[Tensor, "*lead agent size"], there: Tensor) -> Float[Tensor, "*lead agent"]:
+        flat = self.value_body(tokens).flatten(0, -2).unsqueeze(0)
+        with without_autocast(flat.device):
+            return self.head(flat).view(there.shape) * there  # what an absent agent may still expect is 0
+
+
+def in_order(x: Tensor, order: Tensor | None) -> Tensor:
+    """What belongs to agents, `*lead agent ...`, as they act: first the one who is first in `order`."""
+    if order is None:
+        return x
+    axis = order.ndim - 1
+    index = order.reshape(*order.shape, *(1,) * (x.ndim - order.ndim)).expand(*order.shape, *x.shape[axis + 1 :])
+    return x.gather(axis, index)
+
+
+def in_place(x: Tensor, order: Tensor | None) -> Tensor:
+    """The inverse of `in_order`."""
+    return x if order is None else in_order(x, order.argsort(-1))

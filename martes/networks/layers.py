@@ -1,0 +1,115 @@
+"""Layers that a line of tokens goes through: norms at full precision, a gated layer, what precedes a last map."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction, FunctionCtx
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+Features = Float[Tensor, "*lead feature"]
+
+
+def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in float32 at least: sums over a long past and norms of small numbers need its digits and range."""
+    return tuple(each if each.dtype in (torch.float32, torch.float64) else each.float() for each in tensors)
+
+
+def without_autocast(device: torch.device) -> torch.autocast:
+    """A context in which nothing is cast down."""
+    return torch.autocast(device.type, enabled=False)
+
+
+class RMSNorm(nn.Module):
+    """x g / sqrt(mean x² + ε), at full precision. Source: Zhang and Sennrich 2019."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Features) -> Features:
+        """Features with mean square 1, scaled."""
+        return normed(x) * self.weight
+
+
+EPS = 1e-6
+"""ε of the norms: retained values begin small, and a larger one would dampen them."""
+
+
+def normed(x: Features) -> Features:
+    """x / sqrt(mean x² + ε), at full precision."""
+    (x,) = full_precision(x)
+    return _RootMeanSquare.apply(x)[0] if torch.is_grad_enabled() else x * _inverse_root(x)
+
+
+def _inverse_root(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().mul_(1 / x.shape[-1]).add_(EPS).rsqrt_()
+
+
+class _RootMeanSquare(torch.autograd.Function):
+    """y = x r with r = 1 / sqrt(mean x² + ε), and dx = r (dy − y mean(y dy)).
+
+    On a CPU torch makes the gradient of its own norm from many small ones: 5 to 7 times slower, where norms are a
+    large part of what a gradient costs.
+    """
+
+    @staticmethod
+    def forward(x: Tensor) -> tuple[Tensor, Tensor]:
+        r = _inverse_root(x)
+        return x * r, r
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(*output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: BackwardCFunction, *grad_outputs: Tensor) -> Tensor:
+        dy, (y, r) = grad_outputs[0], list(ctx.saved_tensors)
+        return torch.addcmul(dy, y, (y * dy).mean(-1, keepdim=True), value=-1).mul_(r)
+
+
+class SwiGLU(nn.Module):
+    """(swish(x W_g) ⊙ x W_l) W_o: a gated layer of the tokens' own width. Source: Shazeer 2020, equation 6.
+
+    The last map begins small, so a block begins near the identity; at 0 all three would stay there for ever.
+    """
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        weights = torch.empty(3, size, size, device=generator.device)
+        for weight, gain in zip(weights, (1.0, 1.0, 0.1), strict=True):
+            nn.init.orthogonal_(weight, gain, generator=generator)
+        self.inward = nn.Parameter(weights[:2].flatten(0, 1))
+        self.outward = nn.Parameter(weights[2])
+
+    def forward(self, x: Features) -> Features:
+        """The image of every token."""
+        gate, linear = functional.linear(x, self.inward).chunk(2, dim=-1)
+        return functional.linear(functional.silu(gate) * linear, self.outward)
+
+
+def head_body(size: int, generator: torch.Generator) -> nn.Sequential:
+    """Linear, GELU, norm: what precedes the last map of values and of scores."""
+    linear = nn.Linear(size, size, device=generator.device)
+    nn.init.orthogonal_(linear.weight, 2**0.5, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, nn.GELU(), RMSNorm(size))
+
+
+def small_linear(size: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+    """A last map so small that a policy begins near uniform."""
+    linear = nn.Linear(size, outputs, device=generator.device)
+    nn.init.orthogonal_(linear.weight, 0.01, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear
+
+
+def recomputed(block: nn.Module, is_wanted: bool) -> Callable[..., tuple[Tensor, ...]]:
+    """The block itself, or one that keeps only its inputs for the backward pass and computes the rest again there."""
+    if not (is_wanted and torch.is_grad_enabled()):
+        return block
+    return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)

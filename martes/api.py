@@ -3,8 +3,8 @@
 import itertools
 import os
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import strftime
@@ -68,7 +68,8 @@ def train(
 
     `values` change the experiment: steps=, seed=, or any path, as in **{"algorithm.lr": 1e-3}. It writes to a new
     folder below runs/, or to `run_dir`. `resume` goes on with that run, whatever the preset, from its newest checkpoint
-    (or from the one that it names); then only `training.` (but not the seed), `evaluation.` and `logging.` may change.
+    (or from the one that it names); then only `training.` (but not the seed), `evaluation.`, `logging.` and who steps
+    the copies (`env.workers`, `env.timeout`, `env.start_method`) may change.
     Raises ConfigError for what is unknown or cannot be, and where the folder holds a run; CheckpointError where it
     cannot be written or read.
     """
@@ -113,11 +114,11 @@ def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str
 def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = None) -> Run:
     """The run of an experiment in its folder, config.yaml and figures included; it goes on from `origin`, if given."""
     _refuse_absent(experiment.training.device)
-    write_text(folder.config, experiment.to_yaml())
     task = experiment.env.factory or experiment.env.name
     title = f"{algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
     steps = experiment.training.steps
-    with Log(folder.path, experiment.logging, steps, title, experiment.evaluation.greedy) as log:
+    greedy = experiment.evaluation.greedy
+    with _described(folder, experiment), Log(folder.path, experiment.logging, steps, title, greedy) as log:
         result = loop.train(experiment, folder, log, origin, made_env)
         if result.is_finished:
             for draw in (draw_learning_curve, draw_replay):
@@ -126,6 +127,19 @@ def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = Non
                 except Exception as error:  # whatever a task's own pictures do, the run is good
                     log.message(f"{draw.__name__.removeprefix('draw_')} was not drawn: {error}")
     return Run(folder, experiment, result)
+
+
+@contextmanager
+def _described(folder: RunFolder, experiment: Experiment) -> Iterator[None]:
+    """Writes config.yaml. An experiment that cannot be leaves that of a run which had begun as it was."""
+    before = None if folder.newest_checkpoint() is None else folder.config.read_text(encoding="utf-8")
+    write_text(folder.config, experiment.to_yaml())
+    try:
+        yield
+    except ConfigError:
+        if before is not None:
+            write_text(folder.config, before)
+        raise
 
 
 def swept(name: str, plan: Plan, folder: RunFolder) -> loop.Result:

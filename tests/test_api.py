@@ -123,6 +123,59 @@ def test_resume_ends_as_the_run_that_was_not_stopped(tmp_path):
         martes.train(resume=tmp_path / "parts", seed=1)
 
 
+@pytest.fixture(scope="module")
+def hosted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of a task in plain Python."""
+    path = tmp_path_factory.mktemp("hosted")
+    values = TINY | {"env.factory": "tests.envs.singles:Ramble", "env.length": 5, "algorithm.network.hidden": (8,)}
+    martes.train("ippo/two-step", run_dir=path, steps=20, **values)
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"env.workers": 2, "env.timeout": 33.0, "env.start_method": "forkserver"}, {"env.workers": 0}],
+)
+def test_who_steps_the_copies_may_change_on_the_way(hosted, changes):
+    steps = martes.read_runs(hosted)["step"].max() + 40
+    run = martes.train(resume=hosted, steps=int(steps), **changes)
+    assert run.result is not None
+    assert run.result.steps == steps
+    assert {name: getattr(run.experiment.env, name.removeprefix("env.")) for name in changes} == changes
+    assert Experiment.from_yaml((hosted / "config.yaml").read_text()) == run.experiment
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("env.copies", 8),
+        ("env.name", "climbing"),
+        ("env.factory", "tests.worlds:World"),
+        ("env.length", 6),
+        ("env.workers_too", 1),
+        ("env.wrap.agent_id", True),
+        ("env.wrap.against", "random"),
+        ("algorithm.lr", 0.1),
+        ("training.seed", 6),
+        ("seed", 6),
+    ],
+)
+def test_nothing_else_of_a_task_may_change_on_the_way(hosted, path, value):
+    before = (hosted / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=f"{path} decides what a run learns and cannot change on the way"):
+        martes.train(resume=hosted, steps=1000, **{path: value})
+    assert (hosted / "config.yaml").read_text() == before
+
+
+def test_a_change_that_cannot_be_leaves_the_run_as_it_was(tmp_path):
+    martes.train("ippo/two-step", run_dir=tmp_path, steps=20, **TINY)
+    before = (tmp_path / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"env\.workers is 2, and .* steps all its copies at once"):
+        martes.train(resume=tmp_path, steps=40, **{"env.workers": 2})
+    assert (tmp_path / "config.yaml").read_text() == before
+    assert len(martes.load(tmp_path).act(np.zeros((2, 3)))) == 2
+
+
 def test_a_folder_that_holds_no_run_yet_is_taken(tmp_path):
     (tmp_path / "config.yaml").write_text("left by a run that never began\n")
     assert martes.train("ippo/two-step", run_dir=tmp_path, steps=20, **TINY).result is not None

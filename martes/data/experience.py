@@ -184,6 +184,8 @@ class Replayed:
     _began: int = field(default=0, init=False)
     """The environment steps from which updates are counted."""
     _updates: int = field(default=0, init=False)
+    env_steps: int = field(default=0, init=False)
+    """The environment steps made in all when it was last asked what is due: what schedules go by."""
 
     def __post_init__(self) -> None:
         if not (self.ratio > 0 and isfinite(self.ratio)) or self.warmup < 0 or self.steps < 1:
@@ -226,6 +228,7 @@ class Replayed:
 
         Raises DataError where the store is full and yet too small for a batch.
         """
+        self.env_steps = env_steps
         replay = self._replay
         if replay is None:
             return

@@ -324,7 +324,10 @@ def _refuse_misfits(team: TeamSpec, rivals: TeamSpec, agents: Sequence[str]) -> 
     _refuse_strangers(agents, team, "the task has no agent")
     _refuse_strangers(agents, rivals, "the rival does not play")
     if set(agents) == set(team.agents):
-        raise ConfigError("the rival plays every agent and leaves none: name some in env.wrap.against_agents")
+        raise ConfigError(
+            "the rival plays every agent and leaves none: name those that it is to play (--agents, or "
+            "env.wrap.against_agents)"
+        )
     for agent in rivals.agents:
         here, there = (_spaces(each, agent) for each in (team, rivals))
         if here != there:

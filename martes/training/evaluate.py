@@ -26,7 +26,7 @@ class Scores:
     agent_returns: Float[Tensor, "episode agent"]
     lengths: Int64[Tensor, "episode"]
     stats: dict[str, float] = field(default_factory=dict[str, float])
-    """Means of what the environment counts itself."""
+    """Means of what the environment counts itself, over the episodes that tell it."""
 
 
 OnStep = Callable[[TimeStep], None]
@@ -117,5 +117,6 @@ class ScoredEnv:
     def scores(self) -> Scores:
         """What was counted."""
         earned = torch.cat(self._returns)
-        stats = {name: float(torch.cat(values).nanmean()) for name, values in self._stats.items()}
+        told = {name: torch.cat(values) for name, values in self._stats.items()}
+        stats = {name: float(values.nanmean()) for name, values in told.items() if not bool(values.isnan().all())}
         return Scores(earned.sum(1), earned, torch.cat(self._lengths), stats)

@@ -31,12 +31,19 @@ SAMPLES: dict[str, tuple[str, ...]] = {
     "open-spiel": ("hanabi",),
 }
 """Tasks of each family, beyond those that have a name of their own."""
-NAMES = [*CATALOGUE, "lbf-2s-8x8-2p-2f-coop", *(f"{family}:{each}" for family in SAMPLES for each in SAMPLES[family])]
+OWN = {"pymarl": "tests.envs.adapters.test_pymarl:Battle", "plain": "tests.envs.adapters.test_plain:Walk"}
+"""Tasks that a user wrote, by the interface that they speak."""
+SAMPLED = [f"{family}:{each}" for family in SAMPLES for each in SAMPLES[family]]
+NAMES = [*CATALOGUE, "lbf-2s-8x8-2p-2f-coop", *SAMPLED, *OWN]
+
+
+def task(name: str) -> Environment:
+    return Environment(name, factory=OWN.get(name))
 
 
 def promise(name: str) -> Promise:
     def make(copies: int, limit: int | None) -> VectorEnv:
-        return environment(Environment(name, wrap=Wrap(time_limit=limit)), copies)
+        return environment(replace(task(name), wrap=Wrap(time_limit=limit)), copies)
 
     return Promise(make, tells_state=False if name.startswith("vmas:") else None)
 
@@ -51,7 +58,7 @@ def test_two_updates_move_every_parameter(name: str) -> None:
     """Local critics take every team; parameters are those of groups, so that each group must learn."""
     network = Network(hidden=(8,), activation="tanh", channels=(4,))
     config = PPO(critic="local", sharing="group", network=network, rollout=6, epochs=1, minibatches=1)
-    with closing(environment(Environment(name), 2)) as env:
+    with closing(environment(task(name), 2)) as env:
         learner = config.learner(env.team, torch.Generator().manual_seed(0))
         before = {each: value.detach().clone() for each, value in learner.policy.named_parameters()}
         collector = Collector(env, learner, torch.Generator().manual_seed(1))
@@ -65,15 +72,13 @@ def test_two_updates_move_every_parameter(name: str) -> None:
 
 NATIVE = ("batched", "jaxmarl", "jumanji", "vmas")
 """Parts of the places of what steps all copies at once."""
-PLACES = {
-    name: (CATALOGUE.get(name) or FAMILIES.get(name.partition(":")[0], CATALOGUE["foraging"])).place for name in NAMES
-}
-HOSTED = [name for name, place in PLACES.items() if not any(part in place for part in NATIVE)]
+PLACES = {name: (CATALOGUE.get(name) or FAMILIES[name.partition(":")[0]]).place for name in [*CATALOGUE, *SAMPLED]}
+HOSTED = [*(name for name, place in PLACES.items() if not any(part in place for part in NATIVE)), *OWN]
 
 
 @pytest.mark.parametrize("name", [marked(name) for name in HOSTED])
 def test_processes_make_the_steps_that_one_process_makes(name: str) -> None:
-    task = Environment(name, start_method="forkserver")
-    with closing(environment(task, 3)) as one, closing(environment(replace(task, workers=2), 3)) as other:
-        for t, (here, there) in enumerate(zip(played(one, 5, 30), played(other, 5, 30), strict=True)):
-            assert_same(here, there, f"at step {t}")
+    here = replace(task(name), start_method="forkserver")
+    with closing(environment(here, 3)) as one, closing(environment(replace(here, workers=2), 3)) as other:
+        for t, (ours, theirs) in enumerate(zip(played(one, 5, 30), played(other, 5, 30), strict=True)):
+            assert_same(ours, theirs, f"at step {t}")

@@ -88,6 +88,21 @@ def test_every_copy_plays_its_share_however_long_its_episodes_are():
     assert scores.stats == {"won": pytest.approx(3 / 7)}
 
 
+class Silent(Scripted):
+    """Tells how late it is after every second episode of a copy alone, and one thing never."""
+
+    def _told(self, cut: torch.Tensor, reward: torch.Tensor) -> TimeStep:
+        step = super()._told(cut, reward)
+        late = torch.where(self.episode % 2 == 1, 10.0 * self.episode, torch.nan)
+        step.stats = {"late": late, "never": torch.full_like(late, torch.nan)}
+        return step
+
+
+def test_a_statistic_is_averaged_over_the_episodes_that_tell_it():
+    assert evaluate(Idle(), Silent(num_envs=2), episodes=8, seed=0).stats == {"late": (10 + 30) / 2}
+    assert evaluate(Idle(), Silent(num_envs=2), episodes=2, seed=0).stats == {}
+
+
 @pytest.mark.parametrize("episodes", [1, 2, 3, 50])
 def test_exactly_as_many_episodes_as_asked_for(episodes):
     assert len(evaluate(Idle(), Scripted(), episodes, seed=0).returns) == episodes
@@ -121,7 +136,7 @@ def test_every_step_is_told():
 @pytest.mark.usefixtures("global_randomness_unused")
 def test_greedy_and_sampled_episodes_are_repeatable_and_differ():
     learner = PPO(network=Network((8,))).learner(Walk().team, torch.Generator().manual_seed(1))
-    learner.actor.head.weight.data.mul_(30)
+    learner.policy.actor.head.weight.data.mul_(30)
     random = learner.generator.get_state()
 
     def returns(seed: int, greedy: bool) -> list[float]:
@@ -135,8 +150,9 @@ def test_greedy_and_sampled_episodes_are_repeatable_and_differ():
 
 def test_greedy_takes_the_most_probable_action():
     learner = PPO(network=Network((8,))).learner(Walk().team, torch.Generator().manual_seed(1))
-    learner.actor.head.weight.data.zero_()
-    learner.actor.head.bias.data.copy_(torch.tensor([0.0, 0.1, 0.0]))  # hardly better: only greedy always takes it
+    learner.policy.actor.head.weight.data.zero_()
+    hardly_better = torch.tensor([0.0, 0.1, 0.0])  # only greedy always takes it
+    learner.policy.actor.head.bias.data.copy_(hardly_better)
     taken: list[torch.Tensor] = []
 
     class Watched(BatchedEnv):

@@ -20,6 +20,8 @@ WORLDS = {
     "multi-discrete, masks": World("multi", has_masks=True, is_unequal=True),
     "continuous": World("continuous", is_unequal=True, has_deaths=True),
     "parts": World(has_image=True, is_unequal=True),
+    "forced": World(has_forced=True, has_masks=True),
+    "forced, continuous": World("continuous", has_forced=True),
 }
 
 
@@ -82,12 +84,13 @@ def test_arrays_of_many_environments(world, as_numpy):
     policy = policy_of(world)
     record, loaded = played(world, policy), LoadedPolicy(policy, world.team)
     assert record["start"][1:].any()
+    assert not world.has_forced or (record.mask & ~record.decided).any()
     for t in range(STEPS):
         action = loaded.act(**whole(record, t, None, as_numpy))
         assert isinstance(action, np.ndarray if as_numpy else torch.Tensor)
         expected = record["action"][t]
-        there = record["agent_mask"][t]
-        torch.testing.assert_close(torch.as_tensor(action)[there], expected[there], rtol=1e-5, atol=1e-5)
+        decides = record.decided[t]  # what an environment forced upon an agent is not its policy's choice
+        torch.testing.assert_close(torch.as_tensor(action)[decides], expected[decides], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -97,9 +100,9 @@ def test_one_environment_as_arrays_and_by_agent_name(world):
     loaded, named = LoadedPolicy(policy, world.team), LoadedPolicy(policy, world.team)
     for t in range(STEPS):
         expected = record["action"][t, 1]
-        there = record["agent_mask"][t, 1]
+        there, decides = record["agent_mask"][t, 1], record.decided[t, 1]
         action = loaded.act(**whole(record, t, 1, as_numpy=True))
-        torch.testing.assert_close(torch.as_tensor(action)[there], expected[there], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(torch.as_tensor(action)[decides], expected[decides], rtol=1e-5, atol=1e-5)
         if not there.any():
             continue
         actions = named.act(**by_name(world.team, record, t, 1))
@@ -107,7 +110,8 @@ def test_one_environment_as_arrays_and_by_agent_name(world):
         for name, own in actions.items():
             index = world.team.agents.index(name)
             wanted = expected[index] if expected.ndim == 1 else expected[index, : len(world.team.action_sizes[index])]
-            np.testing.assert_allclose(own, wanted.numpy(), rtol=1e-5, atol=1e-5)
+            if decides[index]:
+                np.testing.assert_allclose(own, wanted.numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_dict_by_name_gives_plain_numbers():

@@ -1,6 +1,7 @@
 """The loop: what happens when, how it stops, how it goes on, and that evaluation changes nothing."""
 
 import json
+import re
 import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import torch
 
 from martes.algorithms.ppo import PPO, PPOLearner
 from martes.data import Workspace
+from martes.envs import process
+from martes.envs.wrappers import Wrap
 from martes.errors import CheckpointError, EnvError, NonFiniteError
 from martes.training import checkpoint
 from martes.training.collect import Collector
@@ -160,7 +163,7 @@ class Exploding(PPO):
 
         def exploding(batch):
             if learner.env_steps == 48:
-                learner.actor.head.weight.data.fill_(torch.inf)
+                learner.policy.actor.head.weight.data.fill_(torch.inf)
             return descend(batch)
 
         learner._descend = exploding
@@ -237,3 +240,26 @@ def test_torch_has_its_threads_back(tmp_path):
     trained(replace(run, training=replace(run.training, threads=before + 1)), tmp_path)
     assert torch.get_num_threads() == before
     assert json.loads((tmp_path / "versions.json").read_text())["threads"] == before + 1
+
+
+@pytest.mark.parametrize("wrap", [Wrap(), Wrap(agent_id=True)], ids=["bare", "wrapped"])
+def test_who_steps_the_copies_is_measured_and_told_once(tmp_path, capsys, monkeypatch, wrap):
+    """`auto` measures at the start, and not again for the test episodes."""
+    measured, medians = [], process.medians
+    monkeypatch.setattr(process, "medians", lambda *envs: measured.append(envs) or medians(*envs))
+    run = with_env(a_run(steps=32), factory="tests.envs.singles:Ramble", workers="auto", wrap=wrap)
+    run = with_env(run, start_method="forkserver")
+    trained(replace(run, logging=replace(run.logging, progress="plain")), tmp_path)
+    told = capsys.readouterr().out
+    rates = r"2 copies in (this process|2 worker processes): [\d,]+ steps/s in processes, [\d,]+ in series"
+    alone = "2 copies in this process: 1 cores leave nothing to share"
+    assert len(re.findall(f"{rates}|{alone}", told)) == 1
+    assert told.count("copies in") == 1
+    assert len(measured) <= 1
+    assert [row["step"] for row in rows(tmp_path) if row["kind"] == "evaluation"] == [0, 32]
+
+
+def test_nothing_is_told_of_who_steps_a_game_on_tensors(tmp_path, capsys):
+    run = with_env(a_run(steps=32), workers="auto")
+    trained(replace(run, logging=replace(run.logging, progress="plain")), tmp_path)
+    assert "copies in" not in capsys.readouterr().out

@@ -128,7 +128,14 @@ def picture(env: object, cure: str) -> UInt8[np.ndarray, "height width 3"]:
     draw = method(env, "render")
     if draw is None:
         raise EnvError(f"{type(env).__name__} has no picture of itself: {cure}")
-    frame = np.asarray(draw(mode="rgb_array") if takes(draw, "mode") else draw())
+    try:
+        frame = np.asarray(draw(mode="rgb_array") if takes(draw, "mode") else draw())
+    except Exception as error:
+        if type(error).__name__ != "NoSuchDisplayException":  # pyglet's, known by name where it is not installed
+            raise
+        raise EnvError(
+            f"{type(env).__name__} draws on a screen, and there is none: start the command by `xvfb-run -a`"
+        ) from error
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] not in (3, 4):
         raise EnvError(
             f"{type(env).__name__}.render() returned shape {list(frame.shape)} of {frame.dtype} where a picture, "

@@ -50,6 +50,9 @@ class Array(Protocol):
         ...
 
 
+SHARES = 8
+"""New episodes are drawn for one of so many shares of the copies at a time, until all that were cut have theirs."""
+
 Seen = Mapping[str, object]
 """`obs` or `obs/<part>` and, where the team has them, `state`, `action_mask`; `agent_mask` only if agents die or join.
 Each is an array [agent ...] or, where the agents' are of unequal sizes, a mapping of agents to arrays."""
@@ -98,7 +101,8 @@ class Drawn(Protocol):
 class JaxEnv:
     """`copies` of a game as one VectorEnv. Episodes end when the game is over or at the team's `episode_limit`.
 
-    `reset` and `step` are one compiled function each; fresh episodes are drawn only where and when some copy was cut.
+    Two compiled functions do it all: a step, and new episodes. The second is called only when some copy was cut, and
+    draws episodes for few more copies than those; so an ordinary step copies nothing for the sake of `final`.
     The tensors of a TimeStep are JAX's own arrays, which nobody may write to: later steps make new ones. JAX runs on
     `device`, or on the CPU, and copies, where it has no such device.
     """
@@ -113,15 +117,17 @@ class JaxEnv:
         self._action_shape = self._schema.shape("action", 1, copies)[1:]  # time env agent ... -> env agent ...
         self._jax = require("jax", "jax")
         self._place = _place(self._jax, self.device)
-        self._open = self._jax.jit(self._opened)
-        self._advance = self._jax.jit(self._advanced)
+        self._advance, self._renew = self._jax.jit(self._advanced), self._jax.jit(self._renewed)
+        self._blank = self._jax.jit(self._blanked)
         self._running: dict[str, object] = {}
         self._seen: dict[str, object] = {}
 
     def reset(self, seed: int) -> TimeStep:
         """The first step of every copy; equal seeds give equal futures."""
-        key = self._jax.device_put(self._jax.random.PRNGKey(seed % 2**32), self._place)
-        self._running, self._seen = self._open(key)
+        running, seen = self._blank()
+        running["key"] = self._jax.random.PRNGKey(seed % 2**32)
+        cut = np.ones(self.num_envs, bool)  # as if all copies had just been cut: that compiles the renewal now
+        self._running, self._seen = self._renew(*self._jax.device_put((running, seen, cut), self._place))
         return self._shown()
 
     def step(self, action: Tensor) -> TimeStep:
@@ -133,7 +139,8 @@ class JaxEnv:
         reward, discount, cut = (self._tensor(ended[name]) for name in ("reward", "discount", "cut"))
         final, stats = None, {}
         if cut.any():
-            final, stats = self._tensors(ended["final"]), self._tensors(ended["stats"])
+            final, stats = self._tensors(self._seen), self._tensors(ended["stats"])
+            self._running, self._seen = self._renew(self._running, self._seen, ended["cut"])
         return TimeStep(self._tensors(self._seen), cut, reward, discount, cut, final, stats)
 
     def _shown(self) -> TimeStep:
@@ -169,7 +176,7 @@ class JaxEnv:
         saved = state.get("leaves")
         if not isinstance(saved, Mapping):
             raise EnvError("this is not the state of a JAX environment: `leaves` is missing")
-        whole = self._jax.eval_shape(self._opened, self._jax.random.PRNGKey(0))
+        whole = self._jax.eval_shape(self._blank)
         expected = self._named(whole)
         blank = {name: _saved(np.empty(like.shape, like.dtype)) for name, like in expected.items()}
         for name in blank | dict(saved):
@@ -193,10 +200,12 @@ class JaxEnv:
         return {self._jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
     def _given(self, action: Tensor) -> Array:
-        """The action as a JAX array of its own: the tensor may be written over, and a view may lie askew."""
+        """The action as an array of its own: the tensor may be written over, and a view may lie askew."""
         kind = torch.float32 if self.team.action_kind is Continuous else torch.int32
         host = "cpu" if self._place.platform == "cpu" else action.device
         fresh = torch.empty(self._action_shape, dtype=kind, device=host).copy_(action.detach())
+        if fresh.is_cpu:
+            return fresh.numpy()  # taken as it is by compiled functions, with less ado than any JAX array made of it
         return self._jax.device_put(self._jax.numpy.from_dlpack(fresh), self._place)
 
     def _tensor(self, array: object) -> Tensor:
@@ -206,45 +215,63 @@ class JaxEnv:
         assert isinstance(arrays, Mapping)
         return {name: self._tensor(array) for name, array in arrays.items()}
 
-    # What follows is traced by JAX, once.
+    # What follows is traced by JAX, once. All copies:
 
-    def _opened(self, key: Array) -> tuple[dict[str, object], Seen]:
-        key, now = self._jax.random.split(key)
-        state, seen = self._fresh(now)
-        elapsed = self._jax.numpy.zeros(self.num_envs, "int32")
-        return {"key": key, "state": state, "elapsed": elapsed}, seen
+    def _blanked(self) -> tuple[dict[str, object], Seen]:
+        """Zeros in the place of all that is kept from step to step."""
+        jax = self._jax
 
-    def _fresh(self, key: Array) -> tuple[object, Seen]:
-        state, seen = self._jax.vmap(self.game.reset)(self._jax.random.split(key, self.num_envs))
-        return _strong(self._jax, state), self._fields(seen)
+        def whole(key: Array) -> tuple[dict[str, object], Seen]:
+            state, seen = jax.vmap(self._opened)(jax.random.split(key, self.num_envs))
+            return {"key": key, "state": state, "elapsed": jax.numpy.zeros(self.num_envs, "int32")}, seen
+
+        likes = jax.eval_shape(whole, jax.random.PRNGKey(0))
+        return jax.tree.map(lambda like: jax.lax.full(like.shape, 0, like.dtype), likes)
 
     def _advanced(self, running: dict[str, object], action: Array) -> tuple[dict[str, object], Seen, object]:
+        """All copies after a step; those that were cut have not been opened anew yet."""
+        key, now = self._jax.random.split(running["key"])
+        given = self._jax.random.split(now, self.num_envs), running["state"], running["elapsed"], action
+        state, elapsed, seen, ended = self._jax.vmap(self._moved)(*given)
+        return {"key": key, "state": state, "elapsed": elapsed}, seen, ended
+
+    def _renewed(self, running: dict[str, object], seen: Seen, cut: Array) -> tuple[dict[str, object], Seen]:
+        """All copies, those that were cut at the first step of their next episode."""
         jax, jnp = self._jax, self._jax.numpy
-        key, now, later = jax.random.split(running["key"], 3)
-        outcome = jax.vmap(self.game.step)(jax.random.split(now, self.num_envs), running["state"], action)
-        elapsed = jnp.add(running["elapsed"], 1)
-        over = jnp.broadcast_to(outcome.over, (self.num_envs,)).astype(bool)
-        cut = over if self.team.episode_limit is None else over | (elapsed >= self.team.episode_limit)
-        state, final = _strong(jax, outcome.state), self._fields(outcome.seen)
+        key, now = jax.random.split(running["key"])
+        keys, few, count = jax.random.split(now, self.num_envs), -(-self.num_envs // SHARES), jnp.sum(cut)
+        where = jnp.nonzero(cut, size=SHARES * few, fill_value=self.num_envs)[0]  # beyond the last: of no copy
 
-        def renewed() -> tuple[object, Seen]:
-            def chosen(new: Array, old: Array) -> Array:
-                return jnp.where(cut.reshape(-1, *(1,) * (len(old.shape) - 1)), new, old)
+        def renewed(done: Array, old: object) -> tuple[Array, object]:
+            rows = jax.lax.dynamic_slice(where, (done,), (few,))
+            new = jax.vmap(self._opened)(keys.at[rows].get(mode="clip"))
+            return jnp.add(done, few), jax.tree.map(lambda all_, some: all_.at[rows].set(some, mode="drop"), old, new)
 
-            return jax.tree.map(chosen, self._fresh(later), (state, final))
+        begun = jnp.zeros_like(count), (running["state"], seen)
+        _, (state, seen) = jax.lax.while_loop(lambda at: at[0] < count, lambda at: renewed(*at), begun)
+        return {**running, "key": key, "state": state}, seen
 
-        state, seen = jax.lax.cond(cut.any(), renewed, lambda: (state, final))
+    # One copy:
+
+    def _opened(self, key: Array) -> tuple[object, Seen]:
+        state, seen = self.game.reset(key)
+        return _strong(self._jax, state), self._fields(seen)
+
+    def _moved(self, key: Array, state: object, elapsed: Array, action: Array) -> tuple[object, Array, Seen, object]:
+        jax, jnp = self._jax, self._jax.numpy
+        outcome, elapsed = self.game.step(key, state, action), jnp.add(elapsed, 1)
+        over = jnp.asarray(outcome.over, bool)
+        cut = over if self.team.episode_limit is None else over | jnp.greater_equal(elapsed, self.team.episode_limit)
         ended = {
             "reward": self._field("reward", outcome.reward),
-            "discount": self._field("discount", outcome.discount) * ~over[:, None],
+            "discount": self._field("discount", outcome.discount) * ~over,
             "cut": cut,
-            "final": final,
             "stats": {name: jnp.asarray(value, "float32") for name, value in outcome.stats.items()},
         }
-        return {"key": key, "state": state, "elapsed": jnp.where(cut, 0, elapsed)}, seen, ended
+        return _strong(jax, outcome.state), jnp.where(cut, 0, elapsed), self._fields(outcome.seen), ended
 
     def _fields(self, seen: Seen) -> Seen:
-        """What is seen of all copies, as the schema has it; the absent see zeros."""
+        """What is seen of a copy, as the schema has it; the absent see zeros."""
         jnp = self._jax.numpy
         expected = {name for name, field in self._schema.items() if field.extra_row and name != "start"}
         if {"agent_mask", *seen} != expected:
@@ -252,23 +279,23 @@ class JaxEnv:
             raise EnvError(f"{game} shows {sorted(seen)}, its team declares {sorted(expected)}: make them equal")
         fields = {name: self._field(name, value) for name, value in {"agent_mask": True, **seen}.items()}
         for name in self.team.parts:
-            there = jnp.expand_dims(fields["agent_mask"], tuple(range(2, len(fields[name].shape))))
+            there = jnp.expand_dims(fields["agent_mask"], tuple(range(1, len(fields[name].shape))))
             fields[name] = jnp.where(there, fields[name], jnp.zeros_like(fields[name]))
         return fields
 
     def _field(self, name: str, value: object) -> Array:
-        """A field of all copies, as the schema has it; a number of the team is each agent's."""
+        """A field of a copy, as the schema has it; a number of the team is each agent's."""
         jnp = self._jax.numpy
-        shape = self._schema.shape(name, 1, self.num_envs)[1:]  # time env ... -> env ...
+        shape = self._schema.shape(name, 1, 1)[2:]  # time env ... -> ...
         if isinstance(value, Mapping):
-            value = self._stacked(name, value, shape[2:])
+            value = self._stacked(name, value, shape[1:])
         array = jnp.asarray(value, str(self._schema[name].dtype).removeprefix("torch."))
-        if array.ndim < 2 and shape == (self.num_envs, self.team.size):
-            return jnp.broadcast_to(array.reshape(-1, 1), shape)
+        if array.ndim == 0 and shape == (self.team.size,):
+            return jnp.broadcast_to(array, shape)
         if array.shape != shape:
             raise EnvError(
-                f"{type(self.game).__name__} gives {name} of shape {list(array.shape[1:])}, its team declares "
-                f"{list(shape[1:])}: make them equal"
+                f"{type(self.game).__name__} gives {name} of shape {list(array.shape)}, its team declares "
+                f"{list(shape)}: make them equal"
             )
         return array
 
@@ -279,7 +306,7 @@ class JaxEnv:
             raise EnvError(f"{type(self.game).__name__} gives no {name} for agent {missing[0]!r}: name every agent")
         jnp = self._jax.numpy
         rows = [jnp.asarray(values[agent]) for agent in self.team.agents]
-        return jnp.stack([jnp.pad(row, [(0, 0), *_missing(shape, row.shape[1:])]) for row in rows], 1)
+        return jnp.stack([jnp.pad(row, _missing(shape, row.shape)) if shape else row for row in rows])
 
 
 def _missing(shape: tuple[int, ...], given: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -303,7 +330,7 @@ def _place(jax: ModuleType, device: torch.device) -> _Place:
 
 def _strong(jax: ModuleType, tree: object) -> object:
     """The tree without weak types, which a first step would lose and so compile the second one anew."""
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, leaf.dtype), tree)
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jax.numpy.result_type(leaf)), tree)
 
 
 def _signed(dtype: np.dtype) -> np.dtype:

@@ -14,7 +14,6 @@ itself ended; the suite's own limit, which each family counts in its own way, is
 
 import inspect
 import io
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
@@ -127,8 +126,8 @@ class Rules(NamedTuple):
     """Steps after which the suite cuts an episode though nothing ended in the game."""
     over: Callable[[object, Array, object, Array], Array | bool] = lambda before, action, after, done: False
     """Did the game itself end? Of the state before, the actions [agent ...], the state after and the suite's done."""
-    fields: Callable[[object], Seen] = lambda state: {}
-    """What is seen beside the observations: `state`, `action_mask`, `agent_mask`."""
+    fields: Callable[[object, ByAgent], Seen] = lambda state, seen: {}
+    """`state`, `action_mask` and `agent_mask`, of the state and of the observations."""
     stats: Callable[[object], Mapping[str, object]] = lambda state: {}
     """What is counted of an episode."""
     shaped: float = 0.0
@@ -145,18 +144,17 @@ class SuiteGame:
         self._rules = rules
         jax = require("jax", "jax")
         self._jnp = jax.numpy
-        seen, state = jax.eval_shape(env.reset, jax.random.PRNGKey(0))
-        beside = jax.eval_shape(rules.fields, state)
         self._names = {agent: f"agent_{agent}" if agent.isdigit() else agent for agent in env.agents}
-        sees = {name: _observed(seen[agent].shape) for agent, name in self._names.items()}
+        _, shown = jax.eval_shape(self.reset, jax.random.PRNGKey(0))
+        sees = {name: _observed(each.shape) for name, each in shown["obs"].items()}
         does = {name: _acted(env.action_space(agent)) for agent, name in self._names.items()}
         self.team = TeamSpec.of_agents(
             sees,
             does,
             _groups(sees, does),
-            state=Vector(beside["state"].size) if "state" in beside else None,
+            state=Vector(shown["state"].size) if "state" in shown else None,
             episode_limit=rules.limit,
-            masks_actions="action_mask" in beside,
+            masks_actions="action_mask" in shown,
         )
 
     def reset(self, key: Array) -> tuple[object, Seen]:
@@ -181,9 +179,10 @@ class SuiteGame:
         return self._rules.frame(state)
 
     def _shown(self, seen: ByAgent, state: object) -> Seen:
-        return {"obs": {name: _written(each) for name, each in self._by_name(seen).items()}} | {
+        written = {agent: _written(seen[agent]) for agent in self._names}
+        return {"obs": self._by_name(written)} | {
             name: self._by_name(value) if isinstance(value, Mapping) else value
-            for name, value in self._rules.fields(state).items()
+            for name, value in self._rules.fields(state, written).items()
         }
 
     def _by_name(self, values: ByAgent) -> dict[str, Array]:
@@ -199,13 +198,11 @@ class SuiteGame:
 
 def _observed(shape: tuple[int, ...]) -> Vector | Image:
     """Planes of a grid are a picture of real numbers; all else is a vector."""
-    if len(shape) == 3:
-        height, width, depth = shape
-        return Image((depth, height, width), torch.float32)
-    return Vector(math.prod(shape))
+    return Image((shape[0], shape[1], shape[2]), torch.float32) if len(shape) == 3 else Vector(*shape)
 
 
 def _written(seen: Array) -> Array:
+    """Planes with channels first, or a vector."""
     jnp = require("jax.numpy", "jax")
     return jnp.moveaxis(seen, -1, 0) if len(seen.shape) == 3 else jnp.reshape(seen, -1)
 
@@ -262,9 +259,9 @@ def _smax(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGame
     def over(before: object, action: Array, after: object, done: Array) -> Array:
         return ~alive(after)[ours].any() | ~alive(after)[theirs].any()
 
-    def fields(state: object) -> Seen:
-        seen = {"state": env.get_world_state(state), "action_mask": env.get_avail_actions(state)}
-        return {**seen, "agent_mask": alive(state)[ours]}
+    def fields(state: object, seen: ByAgent) -> Seen:
+        masks = {"action_mask": env.get_avail_actions(state), "agent_mask": alive(state)[ours]}
+        return {"state": env.get_world_state(state), **masks}
 
     def stats(state: object) -> dict[str, object]:
         return {"battle_won": alive(state)[ours].any() & ~alive(state)[theirs].any()}
@@ -283,7 +280,7 @@ def _hanabi(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGa
         env,
         Rules(
             over=lambda before, action, after, done: done,
-            fields=lambda state: {"action_mask": env.get_legal_moves(state)},
+            fields=lambda state, seen: {"action_mask": env.get_legal_moves(state)},
             stats=lambda state: {"score": attrgetter("score")(state)},
         ),
     )
@@ -297,8 +294,8 @@ def _overcooked(suite: ModuleType, task: str, options: dict[str, object]) -> Sui
     kind, frame = (suite.Overcooked, kitchen) if task == "overcooked" else (suite.OvercookedV2, kitchen_v2)
     env = kind(layout=layouts[name], **_known(options, kind))
 
-    def fields(state: object) -> Seen:
-        return {"state": env.get_obs(state)[env.agents[0]].ravel().astype("float32")}  # all of the kitchen is seen
+    def fields(state: object, seen: ByAgent) -> Seen:
+        return {"state": require("jax.numpy", "jax").ravel(seen[env.agents[0]])}  # a cook sees all of the kitchen
 
     rules = Rules(env.max_steps, shaped=shaped, frame=frame)
     return SuiteGame(env, rules._replace(fields=fields) if task == "overcooked" else rules)
@@ -334,7 +331,7 @@ def _mabrax(suite: ModuleType, task: str, options: dict[str, object]) -> SuiteGa
         return fell * (1 - info["truncation"]) > 0
 
     steps = -(-env.episode_length // env.action_repeat)
-    return SuiteGame(env, Rules(steps, over, lambda state: {"state": attrgetter("obs")(state)}))
+    return SuiteGame(env, Rules(steps, over, lambda state, seen: {"state": attrgetter("obs")(state)}))
 
 
 _PARTICLES = {

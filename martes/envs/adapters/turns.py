@@ -15,8 +15,9 @@ from martes.errors import ConfigError, nearest, require
 class InTurns(ParallelEnv):
     """A game in turns as one in which who waits has one thing to do: to wait.
 
-    Where actions are choices, the last one is to wait: it alone is legal while another acts, and never else. Where they
-    are not, the environment acts in place of who waits.
+    Where actions are choices, the last one is to wait: it alone is legal while another acts, and never else. The masks
+    of infos say so, and of observations, if they hold some. Where actions are no choices, the environment acts in place
+    of who waits.
     """
 
     def __init__(self, game: AECEnv) -> None:
@@ -27,10 +28,11 @@ class InTurns(ParallelEnv):
         self.render_mode = getattr(game, "render_mode", None)
         self._own = {agent: game.action_space(agent) for agent in self.possible_agents}
         self._spaces = {agent: _with_wait(space) for agent, space in self._own.items()}
+        self._sights = {agent: _sight(game.observation_space(agent), self._spaces[agent]) for agent in self._own}
 
     def observation_space(self, agent: str) -> spaces.Space:
-        """The game's own."""
-        return self._game.observation_space(agent)
+        """The game's own, its mask one longer."""
+        return self._sights[agent]
 
     def action_space(self, agent: str) -> spaces.Space:
         """The game's own, and to wait."""
@@ -42,7 +44,8 @@ class InTurns(ParallelEnv):
         """Opens a game."""
         seen, told = self._play.reset(seed=seed, options=options)
         self.agents = list(self._play.agents)
-        return seen, self._told(seen, told)
+        infos = self._told(seen, told)
+        return _shown(seen, infos), infos
 
     def step(
         self, actions: dict[str, object]
@@ -50,7 +53,8 @@ class InTurns(ParallelEnv):
         """What comes of the action of who has the turn; rewards come to those who wait, too."""
         seen, reward, terminated, truncated, told = self._play.step(actions)
         self.agents = list(self._play.agents)
-        return seen, reward, terminated, truncated, self._told(seen, told)
+        infos = self._told(seen, told)
+        return _shown(seen, infos), reward, terminated, truncated, infos
 
     def render(self) -> np.ndarray | str | list[object] | None:
         """The game's own picture."""
@@ -81,6 +85,24 @@ class InTurns(ParallelEnv):
         if acts:
             legal[:-1] = True if mask is None else np.asarray(mask)
         return {**info, MASK: legal}
+
+
+def _shown(seen: Mapping[str, object], told: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    """What each agent sees; a mask in it is that of its info."""
+    return {agent: _with_mask(each, told[agent].get(MASK)) for agent, each in seen.items()}
+
+
+def _with_mask(seen: object, mask: object) -> object:
+    if not isinstance(seen, Mapping) or MASK not in seen or not isinstance(mask, np.ndarray):
+        return seen
+    return {**seen, MASK: np.asarray(mask, dtype=np.int8)}
+
+
+def _sight(seen: spaces.Space, action: spaces.Space) -> spaces.Space:
+    """The space of what is seen, where a mask in it is one of these actions."""
+    if not isinstance(seen, spaces.Dict) or MASK not in seen.spaces or not isinstance(action, spaces.Discrete):
+        return seen
+    return spaces.Dict({**seen.spaces, MASK: spaces.Box(0, 1, (int(action.n),), np.int8)})
 
 
 def turn_team(game: AECEnv, state: bool = True) -> ParallelTeam:

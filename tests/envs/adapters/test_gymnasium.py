@@ -1,5 +1,6 @@
 """Gymnasium's environments as teams of one, and those that speak in tuples."""
 
+import sys
 from collections.abc import Iterator
 
 import gymnasium as gym
@@ -202,6 +203,15 @@ def test_foraging_s_names_mean_what_the_package_means(task: str):
 
 def inside(team: SingleEnv) -> dict[str, object]:
     return vars(vars(team)["_env"].unwrapped)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="screens have other names elsewhere")
+def test_a_viewer_without_a_screen_is_told_where_to_get_one(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    one = lbforaging("Foraging-8x8-2p-2f-coop-v3")
+    Played(one).reset(0)
+    with pytest.raises(EnvError, match=r"ForagingEnv draws on a screen, and there is none: .*`xvfb-run -a`"):
+        one.render()
 
 
 def test_foraging_of_sizes_that_the_package_does_not_register():

@@ -134,7 +134,7 @@ def test_nothing_compiles_twice(caplog: pytest.LogCaptureFixture):
         env.reset(1)
     compiled = [each.getMessage() for each in caplog.records if each.getMessage().startswith("Compiling jit(_")]
     assert len([each for each in compiled if "_advanced" in each]) == 1, compiled
-    assert len([each for each in compiled if "_opened" in each]) == 1, compiled
+    assert len([each for each in compiled if "_renewed" in each]) == 1, compiled
 
 
 def test_later_steps_leave_earlier_ones_as_they_were():

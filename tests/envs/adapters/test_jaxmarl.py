@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from martes.data import Continuous, Discrete, Image, Vector
-from martes.envs.adapters.jax_env import JaxEnv
 from martes.envs.adapters.jaxmarl import FAMILIES, jaxmarl, overcooked, smax
 from martes.envs.pace import drawn_actions
 from martes.errors import ConfigError, EnvError, require
-from tests.envs.contract import Promise, check, played
+from tests.envs.adapters.compiled import MARKS, check_compiled
+from tests.envs.contract import played
 
-pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("compiled_once"), pytest.mark.filterwarnings("ignore")]
+pytestmark = MARKS
 SMALL = {"num_colors": 2, "num_ranks": 2, "hand_size": 2, "max_info_tokens": 3, "max_life_tokens": 1}
 CONTRACT = {
     "HeuristicEnemySMAX": {},
@@ -23,20 +23,10 @@ CONTRACT = {
 DRAWN = ("HeuristicEnemySMAX", "MPE_simple_spread_v3", "MPE_simple_speaker_listener_v4", "overcooked")
 
 
-def made(task: str, copies: int, limit: int | None = None, **options: object) -> JaxEnv:
-    env = jaxmarl(task, copies, limit=limit, **options)
-    assert isinstance(env, JaxEnv)
-    return env
-
-
 @pytest.mark.usefixtures("global_randomness_unused")
 @pytest.mark.parametrize("task", CONTRACT)
 def test_the_contract_is_kept(task: str):
-    game = made(task, 1, **CONTRACT[task]).game  # one game for all: JAX takes up what it traced of it
-    promise = Promise(
-        lambda copies, limit: JaxEnv(game, copies, limit=limit), tells_state=True, draws=task in DRAWN, steps=130
-    )
-    check(promise)
+    check_compiled(jaxmarl(task, 1, **CONTRACT[task]), draws=task in DRAWN, steps=130)
 
 
 def test_smax_is_the_suite_s_number_for_number():
@@ -104,7 +94,7 @@ def test_the_dead_of_smax_are_absent_while_the_others_fight_on():
 def test_the_suite_s_time_limit_is_counted_as_it_counts_and_is_not_terminal(
     task: str, options: dict[str, object], steps: int
 ):
-    env = made(task, 2, **options)
+    env = jaxmarl(task, 2, **options)
     assert env.team.episode_limit == steps
     jax = require("jax", "jax")
     raw, idle = vars(env.game)["_env"], 4 if "SMAX" in task else 0
@@ -168,7 +158,7 @@ def test_overcooked_shows_planes_and_pays_what_is_asked():
 
 def test_bodies_of_brax_are_groups_of_equal_joints():
     require("brax", "mabrax")
-    env = made("halfcheetah_6x1", 2, limit=2)
+    env = jaxmarl("halfcheetah_6x1", 2, limit=2)
     assert env.team.groups == {"agent_0": (0, 1, 3, 4), "agent_2": (2, 5)}
     assert env.team.observation == {"agent_0": Vector(9), "agent_2": Vector(8)}
     assert env.team.action["agent_2"] == Continuous((-1,), (1,))

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from martes.data import Continuous, Discrete, Image, Vector
-from martes.envs.adapters.jax_env import JaxEnv
 from martes.envs.adapters.jumanji import jumanji
 from martes.envs.pace import drawn_actions
 from martes.errors import ConfigError, require
-from tests.envs.contract import Promise, check, played
+from tests.envs.adapters.compiled import MARKS, check_compiled
+from tests.envs.contract import played
 
-pytestmark = [pytest.mark.extras, pytest.mark.usefixtures("compiled_once"), pytest.mark.filterwarnings("ignore")]
+pytestmark = MARKS
 TINY = {"shelf_rows": 1, "column_height": 3, "num_agents": 2, "request_queue_size": 2}
 CONTRACT = {
     "LevelBasedForaging-v0": {"grid_observation": True, "fov": 2},
@@ -21,23 +21,16 @@ CONTRACT = {
 }
 
 
-def made(task: str, copies: int, limit: int | None = None, **options: object) -> JaxEnv:
-    env = jumanji(task, copies, limit=limit, **options)
-    assert isinstance(env, JaxEnv)
-    return env
-
-
 @pytest.mark.usefixtures("global_randomness_unused")
 @pytest.mark.parametrize("task", CONTRACT)
 def test_the_contract_is_kept(task: str):
-    game = made(task, 1, **CONTRACT[task]).game  # one game for all: JAX takes up what it traced of it
-    check(Promise(lambda copies, limit: JaxEnv(game, copies, limit=limit), tells_state=True, draws=True, steps=110))
+    check_compiled(jumanji(task, 1, **CONTRACT[task]))
 
 
 def test_foraging_is_the_suite_s_number_for_number():
     jax, env = (
         require("jax", "jax"),
-        made("LevelBasedForaging-v0", 64, num_food=1, grid_size=5, fov=5, force_coop=False),
+        jumanji("LevelBasedForaging-v0", 64, num_food=1, grid_size=5, fov=5, force_coop=False),
     )
     raw, split = vars(env.game)["_env"], jax.random.split
     act = jax.jit(jax.vmap(raw.step))

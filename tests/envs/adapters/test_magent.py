@@ -1,7 +1,10 @@
 """MAgent2: hundreds that fight, hunt and die."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
+from pettingzoo.test import parallel_api_test
 
 from martes.data import Image, Vector
 from martes.envs.adapters.pettingzoo import magent2
@@ -13,6 +16,11 @@ pytestmark = pytest.mark.extras
 @pytest.mark.parametrize(("task", "options"), [("battle_v4", {"map_size": 12}), ("adversarial_pursuit_v4", {})])
 def test_the_contract_is_kept(task: str, options: dict[str, object]) -> None:
     check_single(lambda: magent2(task, **options), draws=True, steps=60)
+
+
+@pytest.mark.parametrize("task", ["battle_v4", "adversarial_pursuit_v4"])
+def test_what_is_adapted_keeps_pettingzoo_s_own_law(task: str) -> None:
+    parallel_api_test(import_module(f"magent2.environments.{task}").parallel_env(map_size=20), 30)
 
 
 def test_facts() -> None:

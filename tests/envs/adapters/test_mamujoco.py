@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pettingzoo.test import parallel_api_test
 
 from martes.data import Continuous, Vector
 from martes.envs.adapters.pettingzoo import mamujoco
@@ -14,6 +15,11 @@ pytestmark = pytest.mark.extras
 @pytest.mark.parametrize("task", ["HalfCheetah-2x3", "Humanoid-9|8"])
 def test_the_contract_is_kept(task: str) -> None:
     check_single(lambda: mamujoco(task), draws=True, steps=60)
+
+
+@pytest.mark.parametrize("task", ["HalfCheetah-2x3", "Humanoid-9|8"])
+def test_what_is_adapted_keeps_pettingzoo_s_own_law(task: str) -> None:
+    parallel_api_test(mamujoco(task)._env, 30)
 
 
 def test_facts() -> None:

@@ -1,6 +1,7 @@
 """Tasks of packages that speak PettingZoo, by name."""
 
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,10 @@ def assert_alike(raw: ParallelEnv, one: Played, continuous: bool) -> None:
     assert steps == 50
 
 
-@pytest.mark.parametrize("make", [simple_spread_v3, simple_speaker_listener_v4], ids=str)
-def test_what_is_adapted_keeps_pettingzoo_s_own_law(make: object) -> None:
-    parallel_api_test(make.parallel_env(), 100)
+@pytest.mark.parametrize("continuous", [False, True])
+@pytest.mark.parametrize("task", tasks("mpe2"))
+def test_what_is_adapted_keeps_pettingzoo_s_own_law(task: str, continuous: bool) -> None:
+    parallel_api_test(import_module(task).parallel_env(continuous_actions=continuous), 30)
 
 
 def test_tasks_are_found_without_importing_them() -> None:

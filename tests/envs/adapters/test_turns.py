@@ -1,17 +1,19 @@
 """Games in turns: who waits, what is paid to whom, and how it ends for both."""
 
+from importlib import import_module
 from typing import ClassVar
 
 import numpy as np
 import pytest
 from gymnasium import spaces
 from pettingzoo import AECEnv
+from pettingzoo.test import parallel_api_test
 from pettingzoo.utils import AgentSelector
 
 from martes.data import Continuous, Discrete, Image, MultiDiscrete
 from martes.envs.adapters.parallel import ParallelTeam
 from martes.envs.adapters.pettingzoo import pettingzoo
-from martes.envs.adapters.turns import open_spiel, turn_team
+from martes.envs.adapters.turns import InTurns, open_spiel, turn_team
 from martes.errors import ConfigError
 from tests.envs.adapters.played import Played, Shown, check_single, legal
 
@@ -185,6 +187,13 @@ def test_who_says_that_all_can_act_at_once_does() -> None:
 @pytest.mark.parametrize("at_once", [False, True])
 def test_turns_keep_the_contract(does: spaces.Space, at_once: bool) -> None:
     check_single(lambda: turn_team(Bids(does, at_once)), steps=40)
+
+
+@pytest.mark.filterwarnings("ignore")  # PettingZoo's own
+@pytest.mark.parametrize("task", ["tictactoe_v3", "connect_four_v3"])
+def test_a_game_in_turns_keeps_pettingzoo_s_own_law(task: str) -> None:
+    """Which draws actions by the masks of observations: to wait is among them."""
+    parallel_api_test(InTurns(import_module(f"pettingzoo.classic.{task}").env()), 100)
 
 
 @pytest.mark.parametrize("task", ["tictactoe_v3", "connect_four_v3", "rps_v2"])

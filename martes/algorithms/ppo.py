@@ -1,6 +1,6 @@
 """Proximal policy optimisation for teams: IPPO (local critics), MAPPO (a central critic); A2C is one epoch, no clip."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,26 +13,26 @@ from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Rollouts
 from martes.errors import ConfigError, NonFiniteError
 from martes.maths.losses import clipped_surrogate, clipped_value_loss, kl_estimate
-from martes.maths.masks import masked_mean, standardise
+from martes.maths.masks import masked_mean, share_of_mean, standardise
 from martes.maths.returns import gae
-from martes.networks import Chain, Critic, Network, Policy, Sharing, clipped_by_slot, replay
+from martes.networks import (
+    ActorCritic,
+    AutoregressiveTeam,
+    Critic,
+    Network,
+    Policy,
+    Sharing,
+    clipped_by_slot,
+    replay,
+)
 
 
 @dataclass(frozen=True)
-class PPO:
-    """Clipped policy gradients from fresh rollouts.
+class Clipped:
+    """Clipped policy gradients from fresh rollouts, whatever the network. Source: Schulman et al. 2017."""
 
-    Source: Schulman et al. 2017; for teams de Witt et al. 2020 (IPPO) and Yu et al. 2022 (MAPPO).
-    """
-
-    critic: Literal["local", "central"] = "central"
-    """What the critic sees: each agent's own view (IPPO) or the state of the team (MAPPO)."""
     sharing: Sharing = "shared"
     """Which agents share parameters: all, those of a group, or none."""
-    network: Network = field(default_factory=Network)
-    """The policy's network."""
-    critic_network: Network | None = None
-    """The critic's network; none: shaped as the policy's."""
     rollout: int = 32
     """Steps of each environment between two updates."""
     epochs: int = 4
@@ -67,11 +67,15 @@ class PPO:
     """Learn from the mean reward of the team in place of each agent's own?"""
     adam_eps: float = 1e-5
     """Term that keeps Adam's denominator from 0."""
+    bootstraps_limits: bool = True
+    """Does a time limit leave the value of what would have followed? (False: what is cut off counts for nothing.)"""
+    accumulate: int = 1
+    """Parts of a minibatch whose gradients are summed one after the other: the same step in less memory."""
     autocast: bool = False
     """Compute the networks in bfloat16 where the device supports it?"""
 
     def __post_init__(self) -> None:
-        for name in ("rollout", "epochs", "minibatches"):
+        for name in ("rollout", "epochs", "minibatches", "accumulate"):
             _refuse(name, getattr(self, name), getattr(self, name) < 1, "an integer >= 1")
         for name in ("gamma", "gae_lambda"):
             _refuse(name, getattr(self, name), not 0 <= getattr(self, name) <= 1, "between 0 and 1")
@@ -81,9 +85,23 @@ class PPO:
             limit = getattr(self, name)
             _refuse(name, limit, limit is not None and limit <= 0, "above 0, or none")
 
+
+@dataclass(frozen=True)
+class PPO(Clipped):
+    """Policy and critic apart. Source: for teams de Witt et al. 2020 (IPPO) and Yu et al. 2022 (MAPPO)."""
+
+    critic: Literal["local", "central"] = "central"
+    """What the critic sees: each agent's own view (IPPO) or the state of the team (MAPPO)."""
+    network: Network = field(default_factory=Network)
+    """The policy's network."""
+    critic_network: Network | None = None
+    """The critic's network; none: shaped as the policy's."""
+
     def learner(self, team: TeamSpec, generator: torch.Generator) -> "PPOLearner":
         """A fresh learner of this team; every random number it ever needs comes from `generator`."""
-        return PPOLearner(self, team, generator)
+        actor = Policy(team, self.network, self.sharing, generator)
+        critic = Critic(team, self.critic_network or self.network, self.critic, self.sharing, generator)
+        return PPOLearner(self, ActorCritic(actor, critic), generator)
 
 
 def _refuse(name: str, value: object, is_wrong: bool, cure: str) -> None:
@@ -91,15 +109,24 @@ def _refuse(name: str, value: object, is_wrong: bool, cure: str) -> None:
         raise ConfigError(f"algorithm.{name} is {value}: it must be {cure}")
 
 
-class PPOLearner:
-    """PPO at work on one team."""
+Objective = Callable[[Workspace, Workspace], tuple[Tensor, Metrics]]
+"""(part of a minibatch, whole minibatch) -> (what is descended, what to watch): such as `PPOLearner.loss`."""
 
-    def __init__(self, config: PPO, team: TeamSpec, generator: torch.Generator) -> None:
+
+class PPOLearner:
+    """PPO at work on one team, with any network that acts and writes values; `objective` may stand in for its loss."""
+
+    def __init__(
+        self,
+        config: Clipped,
+        policy: ActorCritic | AutoregressiveTeam,
+        generator: torch.Generator,
+        objective: Objective | None = None,
+    ) -> None:
         self.config = config
+        self.objective = objective or self.loss
         self.generator = generator
-        self.actor = Policy(team, config.network, config.sharing, generator)
-        self.critic = Critic(team, config.critic_network or config.network, config.critic, config.sharing, generator)
-        self.policy = Chain(self.actor, self.critic).to(generator.device)
+        self.policy = policy.to(generator.device)
         self.experience = Rollouts(config.rollout)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.env_steps = 0
@@ -132,8 +159,7 @@ class PPOLearner:
         self.env_steps += batch.time * batch.envs
         # Observation statistics move last: until then the ratio is exactly that of the policy that acted.
         inputs = {name: batch[name][: batch.time] for name in self.policy.reads}
-        self.actor.body.observe(inputs, inputs["agent_mask"])
-        self.critic.observe(inputs)
+        self.policy.observe(inputs)
         steps = torch.tensor(float(len(history)))
         return {name: _mean(history, name) for name in history[0]} | {
             "gradient_steps": steps,
@@ -147,60 +173,62 @@ class PPOLearner:
             alive = batch["agent_mask"][: batch.time]
             reward = masked_mean(reward, alive, dim=-1, keepdim=True).expand_as(reward)
         discount = batch["discount"] * self.config.gamma
+        if not self.config.bootstraps_limits:
+            discount = discount * ~cut.unsqueeze(-1)
         batch["advantage"] = gae(reward, value, next_value, discount, cut, self.config.gae_lambda)
         batch["target"] = batch["advantage"] + value
-        valued = self._valued(batch)
+        valued = self.policy.valued(batch)
         if not bool(batch["target"].masked_fill(~valued, 0).isfinite().all()):
             raise NonFiniteError("the target of the value is not finite", batch)
         if self.config.normalise_value:
-            self.critic.head.rescale(batch["target"], valued)
+            self.policy.head.rescale(batch["target"], valued)
 
-    def _valued(self, batch: Workspace) -> Tensor:
-        """Where values are learned: an agent's own steps; under a central critic every step of a living team.
+    def loss(self, batch: Workspace, whole: Workspace | None = None) -> tuple[Tensor, Metrics]:
+        """L = L_clip + c_v L_V - c_H H and what to watch, means over agents who chose (Schulman et al. 2017, eq. 9).
 
-        The value of a dead member goes on while the team plays on.
+        Where `batch` is a part of a minibatch, `whole`: its share of these means, so that parts add up.
         """
-        return batch.mask.any(-1, keepdim=True).expand_as(batch.mask) if self.critic.is_central else batch.mask
-
-    def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
-        """L = L_clip + c_v L_V - c_H H and what to watch, means over agents who chose (Schulman et al. 2017, eq. 9)."""
-        config = self.config
+        config, whole = self.config, whole or batch
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=config.autocast):
-            new = replay(self.policy, batch, given=(self.actor.choice,))
-        mask, valued = batch.decided, self._valued(batch)
-        advantage = standardise(batch["advantage"], mask) if config.standardise_advantage else batch["advantage"]
+            new = replay(self.policy, batch, given=self.policy.given)
+        mask, decided = batch.decided, whole.decided
+        advantage = batch["advantage"]
+        if config.standardise_advantage:
+            advantage = standardise(advantage, mask, (whole["advantage"], decided))
         log_ratio = (new["log_prob"] - batch["log_prob"]).masked_fill(~mask, 0)  # means nothing for who did not choose
         ratio = log_ratio.exp()
-        policy_loss = masked_mean(clipped_surrogate(ratio, advantage, config.clip), mask)
-        scale = self.critic.head.deviation  # value errors in deviations of the return, whatever the rewards' scale
+        scale = self.policy.head.deviation  # value errors in deviations of the return, whatever the rewards' scale
         value, behaviour_value, target = (each / scale for each in (new["value"], batch["value"], batch["target"]))
-        value_loss = masked_mean(clipped_value_loss(value, behaviour_value, target, config.value_clip), valued)
-        entropy = masked_mean(new["entropy"], mask)
-        loss = policy_loss + config.value_weight * value_loss - config.entropy * entropy
+        value_error = clipped_value_loss(value, behaviour_value, target, config.value_clip)
         is_clipped = ((ratio - 1).abs() > (config.clip or torch.inf)).float()
         metrics = {
-            "loss": loss,
-            "policy_loss": policy_loss,
-            "value_loss": value_loss,
-            "entropy": entropy,
-            "kl": masked_mean(kl_estimate(log_ratio), mask),
-            "clip_fraction": masked_mean(is_clipped, mask),
+            "policy_loss": share_of_mean(clipped_surrogate(ratio, advantage, config.clip), mask, decided),
+            "value_loss": share_of_mean(value_error, self.policy.valued(batch), self.policy.valued(whole)),
+            "entropy": share_of_mean(new["entropy"], mask, decided),
+            "kl": share_of_mean(kl_estimate(log_ratio), mask, decided),
+            "clip_fraction": share_of_mean(is_clipped, mask, decided),
         }
-        return loss, {name: metric.detach() for name, metric in metrics.items()}
+        bonus = config.entropy * metrics["entropy"]
+        loss = metrics["policy_loss"] + config.value_weight * metrics["value_loss"] - bonus
+        return loss, {"loss": loss.detach()} | {name: metric.detach() for name, metric in metrics.items()}
 
     def _descend(self, batch: Workspace) -> Metrics:
-        loss, metrics = self.loss(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norms = {"policy_grad_norm": self._clipped(self.actor), "critic_grad_norm": self._clipped(self.critic)}
-        if not all(bool(number.isfinite()) for number in (loss.detach(), *norms.values())):
+        several = self.config.accumulate > 1
+        parts = batch.minibatches(self.config.accumulate, self.by, self.generator) if several else (batch,)
+        metrics: Metrics = {}
+        for part in parts:
+            loss, seen = self.objective(part, batch)
+            loss.backward()
+            metrics = {name: metric + metrics.get(name, 0.0) for name, metric in seen.items()}
+        norms = {
+            f"{name}_grad_norm": clipped_by_slot(module.parameters(), slots, self.config.max_grad_norm).max()
+            for name, (module, slots) in self.policy.clipped_together().items()
+        }
+        if not all(bool(number.isfinite()) for number in (metrics["loss"], *norms.values())):
             raise NonFiniteError("the loss or its gradient is not finite", batch)
         self.optimiser.step()
         return metrics | norms
-
-    def _clipped(self, module: Policy | Critic) -> Tensor:
-        norms = clipped_by_slot(module.parameters(), module.body.slots.count, self.config.max_grad_norm)
-        return norms.max()
 
     def _annealed(self) -> float:
         """The step size now: lr, or lr (1 - steps / anneal_steps) and never below 0."""

@@ -26,12 +26,27 @@ def masked_variance(
     return masked_mean(_deviation(x, mask, dim).square(), mask, dim, keepdim)
 
 
+def share_of_mean(
+    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*#shape"], whole: Bool[Tensor, "*whole"]
+) -> Float[Tensor, ""]:
+    """What these valid entries add to the mean over all that `whole` marks; those of all its parts make the mean."""
+    return x.masked_fill(~mask, 0.0).sum() / whole.sum().clamp(min=1)
+
+
 def standardise(
-    x: Float[Tensor, "*shape"], mask: Bool[Tensor, "*#shape"], eps: float = 1e-8
+    x: Float[Tensor, "*shape"],
+    mask: Bool[Tensor, "*#shape"],
+    among: tuple[Float[Tensor, "*whole"], Bool[Tensor, "*whole"]] | None = None,
+    eps: float = 1e-8,
 ) -> Float[Tensor, "*shape"]:
-    """(x - mean) / (std + eps) over all valid entries, std that of the population; 0 in invalid entries."""
-    deviation = _deviation(x, mask, None)
-    return deviation / (masked_mean(deviation.square(), mask).sqrt() + eps)
+    """(x - mean) / (std + eps) over all valid entries, or over those of `among`, of which x is a part.
+
+    std is that of the population; invalid entries become 0.
+    """
+    whole, valid = among or (x, mask)
+    mean = masked_mean(whole, valid)
+    std = masked_variance(whole, valid).sqrt()
+    return (x - mean).masked_fill(~mask, 0.0) / (std + eps)
 
 
 def masked_logits(

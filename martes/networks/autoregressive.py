@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from martes.data import Field, Memory, TeamSpec
+from martes.data import Field, Memory, TeamSpec, Workspace
 from martes.errors import ConfigError, DataError
 from martes.networks.actions import ActionTokens, Choices
 from martes.networks.blocks import Body, Network, StackedLinear
 from martes.networks.critics import ValueHead
-from martes.networks.layers import head_body, without_autocast
+from martes.networks.layers import RMSNorm, head_body, without_autocast
 from martes.networks.sharing import Sharing, Slots, slot_of_agents
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 
@@ -49,6 +49,10 @@ class TurnShape:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be an integer >= 1")
         if self.size % self.heads:
             raise ConfigError(f"network.size is {self.size}, which {self.heads} heads cannot share: make it a multiple")
+
+    def norm_layer(self) -> nn.Module:
+        """A norm of tokens, such as this network has."""
+        return RMSNorm(self.size)
 
     def core(self, outputs: int, generator: torch.Generator) -> "EncoderDecoder":
         """The network itself, with `outputs` scores an agent."""
@@ -134,7 +138,7 @@ class AutoregressiveTeam(TemporalModule):
         speakers = Slots(tuple(range(team.size))) if shape.names_actions else self.slots
         self.tokens = ActionTokens(team, speakers, shape.size, generator)
         self.core = shape.core(self.choices.outputs, generator)
-        self.value_body = head_body(shape.size, generator)
+        self.value_body = head_body(shape.norm_layer(), shape.size, generator)
         self.head = ValueHead(StackedLinear((shape.size,), 1, generator, gain=0.01))
         self.order = ("order",) if shape.order == "drawn" else ()
         self.given = (self.choices.choice, *self.order)
@@ -162,9 +166,13 @@ class AutoregressiveTeam(TemporalModule):
         """Moves the statistics of observation normalisation."""
         self.body.observe(inputs, inputs["agent_mask"])
 
-    def parameter_groups(self) -> dict[str, tuple[nn.Module, int]]:
-        """Whose gradients are clipped together, and in how many slots: here all, since everything learns jointly."""
-        return {"": (self, 1)}
+    def valued(self, batch: Workspace) -> Bool[Tensor, "time env agent"]:
+        """Where values are learned: an agent's own steps."""
+        return batch.mask
+
+    def clipped_together(self) -> dict[str, tuple[nn.Module, int]]:
+        """All of it: what the team shares is learned jointly."""
+        return {"team": (self, 1)}
 
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
         """Choices of one step, drawn or scored agent by agent, and the value."""

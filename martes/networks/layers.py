@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 Features = Float[Tensor, "*lead feature"]
+Returned = TypeVar("Returned")
 
 
 def full_precision(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -33,6 +35,20 @@ class RMSNorm(nn.Module):
     def forward(self, x: Features) -> Features:
         """Features with mean square 1, scaled."""
         return normed(x) * self.weight
+
+
+class LayerNorm(nn.Module):
+    """(x − mean x) g / sqrt(var x + ε) + b, at full precision. Source: Ba et al. 2016, equation 4."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Features) -> Features:
+        """Features with mean 0 and variance 1, scaled and shifted."""
+        (x,) = full_precision(x)
+        return functional.layer_norm(x, x.shape[-1:], self.weight, self.bias)
 
 
 EPS = 1e-6
@@ -92,23 +108,38 @@ class SwiGLU(nn.Module):
         return functional.linear(functional.silu(gate) * linear, self.outward)
 
 
-def head_body(size: int, generator: torch.Generator) -> nn.Sequential:
+class Residual(nn.Module):
+    """norm(x + layer(x))."""
+
+    def __init__(self, layer: nn.Module, norm: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+        self.norm = norm
+
+    def forward(self, x: Features) -> Features:
+        """The tokens, transformed."""
+        return self.norm(x + self.layer(x))
+
+
+def head_body(norm: nn.Module, size: int, generator: torch.Generator) -> nn.Sequential:
     """Linear, GELU, norm: what precedes the last map of values and of scores."""
-    linear = nn.Linear(size, size, device=generator.device)
-    nn.init.orthogonal_(linear.weight, 2**0.5, generator=generator)
-    nn.init.zeros_(linear.bias)
-    return nn.Sequential(linear, nn.GELU(), RMSNorm(size))
+    return nn.Sequential(orthogonal_linear(size, size, generator, 2**0.5), nn.GELU(), norm)
 
 
 def small_linear(size: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """A last map so small that a policy begins near uniform."""
+    return orthogonal_linear(size, outputs, generator, 0.01)
+
+
+def orthogonal_linear(size: int, outputs: int, generator: torch.Generator, gain: float) -> nn.Linear:
+    """A map whose weight begins orthogonal and whose bias begins at 0. Source: Saxe et al. 2014."""
     linear = nn.Linear(size, outputs, device=generator.device)
-    nn.init.orthogonal_(linear.weight, 0.01, generator=generator)
+    nn.init.orthogonal_(linear.weight, gain, generator=generator)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def recomputed(block: nn.Module, is_wanted: bool) -> Callable[..., tuple[Tensor, ...]]:
+def recomputed(block: Callable[..., Returned], is_wanted: bool) -> Callable[..., Returned]:
     """The block itself, or one that keeps only its inputs for the backward pass and computes the rest again there."""
     if not (is_wanted and torch.is_grad_enabled()):
         return block

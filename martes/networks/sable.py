@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from martes.data import Memory
 from martes.errors import ConfigError
 from martes.networks.autoregressive import TurnShape, WindowTokens
-from martes.networks.layers import RMSNorm, SwiGLU, head_body, recomputed, small_linear
+from martes.networks.layers import Residual, RMSNorm, SwiGLU, head_body, recomputed, small_linear
 from martes.networks.retention import Evaluation, Heads, MultiScaleRetention, Timing, chunkwise, decays, recurrent
 
 Tokens = Float[Tensor, "env token size"]
@@ -51,17 +51,9 @@ class SableShape(TurnShape):
         return Sable(self, outputs, generator)
 
 
-class Residual(nn.Module):
-    """norm(x + feed-forward(x)), or x itself where there is no such layer."""
-
-    def __init__(self, shape: SableShape, generator: torch.Generator) -> None:
-        super().__init__()
-        self.layer = SwiGLU(shape.size, generator) if shape.feed_forward else None
-        self.norm = RMSNorm(shape.size) if shape.feed_forward else None
-
-    def forward(self, x: Tokens) -> Tokens:
-        """The tokens, transformed."""
-        return x if self.layer is None or self.norm is None else self.norm(x + self.layer(x))
+def feed_forward(shape: SableShape, generator: torch.Generator) -> nn.Module:
+    """norm(x + gated layer(x)), or x itself where there is no such layer."""
+    return Residual(SwiGLU(shape.size, generator), RMSNorm(shape.size)) if shape.feed_forward else nn.Identity()
 
 
 class EncoderBlock(nn.Module):
@@ -71,7 +63,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.retention = MultiScaleRetention(shape.size, shape.heads, generator)
         self.norm = RMSNorm(shape.size)
-        self.residual = Residual(shape, generator)
+        self.residual = feed_forward(shape, generator)
 
     def forward(self, x: Tokens, timing: Timing, evaluate: Evaluation, state: State) -> tuple[Tokens, State]:
         """The tokens after this block, and its state after the last of them."""
@@ -119,7 +111,7 @@ class DecoderBlock(nn.Module):
         self.crossed = MultiScaleRetention(shape.size, shape.heads, generator)
         self.own_norm = RMSNorm(shape.size)
         self.crossed_norm = RMSNorm(shape.size)
-        self.residual = Residual(shape, generator)
+        self.residual = feed_forward(shape, generator)
 
     def forward(
         self, x: Tokens, seen: Seen, evaluate: Evaluation, own: State, crossed: State
@@ -138,7 +130,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.norm = RMSNorm(shape.size)
         self.blocks = nn.ModuleList(DecoderBlock(shape, generator) for _ in range(shape.layers))
-        self.head = head_body(shape.size, generator)
+        self.head = head_body(shape.norm_layer(), shape.size, generator)
         self.scores = small_linear(shape.size, outputs, generator)
         self.recompute = shape.recompute
 

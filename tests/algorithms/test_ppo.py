@@ -49,7 +49,7 @@ def test_ratio_is_one_on_every_sample_before_the_first_step(world: str, network:
         assert abs(metrics["kl"]) < 1e-6 and metrics["clip_fraction"] == 0
         # Standardised advantages have mean 0, and so has the policy loss at ratio 1; the value loss is that of V.
         assert abs(metrics["policy_loss"]) < 1e-4
-        error = (part["value"] - part["target"]).square()[learner._valued(part)].mean() / 2
+        error = (part["value"] - part["target"]).square()[learner.policy.valued(part)].mean() / 2
         assert torch.allclose(metrics["value_loss"], error, rtol=1e-3)
 
 
@@ -106,12 +106,12 @@ def test_one_epoch_without_clip_is_the_plain_policy_gradient() -> None:
     part = hand_made(learner, window)
     loss, _ = learner.loss(part)
     loss.backward()
-    surrogate = [p.grad.clone() for p in learner.actor.parameters()]
+    surrogate = [p.grad.clone() for p in learner.policy.actor.parameters()]
     learner.optimiser.zero_grad()
     inputs = {name: part[name] for name in (*learner.policy.reads, "action")}
-    log_prob = learner.actor.sequence(inputs, (), part["start"])[0]["log_prob"]
+    log_prob = learner.policy.actor.sequence(inputs, (), part["start"])[0]["log_prob"]
     (-(log_prob * part["advantage"]).mean()).backward()
-    for ours, theirs in zip(surrogate, learner.actor.parameters(), strict=True):
+    for ours, theirs in zip(surrogate, learner.policy.actor.parameters(), strict=True):
         assert torch.allclose(ours, theirs.grad, atol=1e-6)
 
 
@@ -169,26 +169,26 @@ def test_time_limit_bootstraps_from_the_real_last_observation() -> None:
             finals[t] = step.final["obs"]
     assert list(finals) == [3]
     inputs = {"obs": finals[3], "agent_mask": window["agent_mask"][3]}
-    expected = learner.critic.value(inputs, ())
+    expected = learner.policy.critic.value(inputs, ())
     assert torch.allclose(window["next_value"][3], expected, atol=1e-6)
     assert torch.equal(window["next_value"][0], window["value"][1])
     assert (window["discount"] == 1).all() and window["cut"][3].all()
     last = {"obs": window["obs"][6], "agent_mask": window["agent_mask"][6]}
-    assert torch.allclose(window["next_value"][5], learner.critic.value(last, ()), atol=1e-6)
+    assert torch.allclose(window["next_value"][5], learner.policy.critic.value(last, ()), atol=1e-6)
 
 
 def test_gru_bootstraps_with_the_memory_before_the_reset() -> None:
     world = World(ends=0.0, limit=4)
     learner, window = collected(world, PPO(critic="local", network=GRU, rollout=4))
-    inputs = {name: window[name][:4] for name in learner.critic.reads}
-    _, memory = learner.critic.sequence(inputs, window.memory[1], window["start"][:4])
+    inputs = {name: window[name][:4] for name in learner.policy.critic.reads}
+    _, memory = learner.policy.critic.sequence(inputs, window.memory[1], window["start"][:4])
     env = BatchedEnv(world, 6)
     env.reset(2)
     for t in range(4):
         step = env.step(window["action"][t])
-    value = learner.critic.value(step.final, memory)
+    value = learner.policy.critic.value(step.final, memory)
     assert torch.allclose(window["next_value"][3], value, atol=1e-5)
-    assert not torch.allclose(value, learner.critic.value(step.final, learner.critic.initial_memory(6)), atol=1e-3)
+    assert not torch.allclose(value, learner.policy.critic.value(step.final, learner.policy.critic.initial_memory(6)), atol=1e-3)
 
 
 def test_ends_in_one_copy_leave_the_others_alone() -> None:

@@ -1,19 +1,25 @@
 """Sable: the law of its two faces in every world, and that all of it learns."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from martes.data import Discrete, TeamSpec, Vector
 from martes.data.trees import leaves, mapped
 from martes.errors import ConfigError
 from martes.networks import TemporalModule, replay
-from martes.networks.autoregressive import AutoregressiveTeam
 from martes.networks.sable import SableShape
-from tests.networks.sables import SHAPES, inputs_of, made, recorded
+from tests.networks.sables import (
+    SHAPES,
+    check_compiles,
+    check_faces,
+    check_low_precision,
+    crowd,
+    dead_parameters,
+    inputs_of,
+    made,
+    recorded,
+)
 from tests.worlds import WORLDS, World, crossed
 
 
@@ -21,16 +27,7 @@ from tests.worlds import WORLDS, World, crossed
 @pytest.mark.parametrize(("world", "sharing", "shape"), crossed([*WORLDS], ["shared", "group", "agent"], [*SHAPES][:3]))
 def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str, shape: str) -> None:
     chain, workspace = recorded(WORLDS[world], SHAPES[shape], sharing)
-    given = chain.members[0].given
-    whole = replay(chain, workspace, given=given)
-    loop = replay(chain, workspace, given=given, stepwise=True)
-    mask = workspace.decided
-    for name in ("log_prob", "entropy", "value"):
-        close = 1e-4 if name == "log_prob" else 2e-5  # the density of a bounded action is steep near its bounds
-        assert torch.allclose(whole[name][mask], loop[name][mask], atol=close), name
-        assert torch.allclose(whole[name][mask], workspace[name][mask], atol=close), name
-        assert whole[name].std() > 1e-2, "what is always the same agrees with anything"
-    assert torch.equal(whole["action"], workspace["action"])
+    check_faces(chain, workspace)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -84,22 +81,8 @@ def test_chunk_size_changes_no_result(memory: bool, size: int) -> None:
 @pytest.mark.parametrize("world", ["unequal", "multi-discrete", "continuous"])
 @pytest.mark.parametrize("shape", ["memory", "no memory", "named actions, no layers"])
 def test_every_parameter_is_learned(world: str, shape: str) -> None:
-    """At its own initialisation, after one gradient step: nothing is dead (a layer whose maps all begin at 0 is)."""
     kind = replace(WORLDS[world], has_deaths=False)
-    sable = AutoregressiveTeam(kind.team, replace(SHAPES[shape], decay_scale=0.9), "group", torch.Generator().manual_seed(0))
-    chain, workspace = recorded(kind, SHAPES[shape], time=20)
-    inputs = inputs_of(chain, workspace)
-    weights = torch.randn(20, 4, kind.agents)
-    for first in (True, False):
-        out, _ = sable.sequence(inputs, sable.initial_memory(4), workspace["start"][:20])
-        sable.zero_grad()
-        (weights * (out["log_prob"] + out["value"])).sum().backward()
-        if first:
-            with torch.no_grad():
-                for each in sable.parameters():
-                    each.sub_(1e-3 * each.grad)
-    dead = [name for name, each in sable.named_parameters() if not each.grad.abs().sum() > 0]
-    assert not dead
+    assert not dead_parameters(kind, replace(SHAPES[shape], decay_scale=0.9))
 
 
 def test_a_greedy_step_takes_the_modes_and_draws_repeat() -> None:
@@ -128,18 +111,9 @@ def test_drawing_a_whole_window_is_drawing_its_steps() -> None:
 
 
 def test_a_thousand_agents_in_one_pass() -> None:
-    agents = 1000
-    team = TeamSpec.of_agents(
-        {f"a_{i}": Vector(3) for i in range(agents)}, {f"a_{i}": Discrete(2) for i in range(agents)}
-    )
-    sable = AutoregressiveTeam(team, SableShape(size=8, agent_id=False), "shared", torch.Generator().manual_seed(0))
-    inputs = {
-        "obs": torch.randn(2, 1, agents, 3),
-        "agent_mask": torch.ones(2, 1, agents, dtype=torch.bool),
-        "action": torch.zeros(2, 1, agents, dtype=torch.int64),
-    }
+    sable, inputs = crowd(1000, SableShape(size=8))
     out, _ = sable.sequence(inputs, sable.initial_memory(1), torch.zeros(2, 1, dtype=torch.bool))
-    assert out["value"].isfinite().all() and out["log_prob"].shape == (2, 1, agents)
+    assert out["value"].isfinite().all() and out["log_prob"].shape == (2, 1, 1000)
 
 
 def test_impossible_shapes_are_refused_by_name() -> None:
@@ -155,15 +129,7 @@ def test_impossible_shapes_are_refused_by_name() -> None:
 
 
 def test_low_precision_changes_little() -> None:
-    chain, workspace = recorded(WORLDS["masked"], SHAPES["memory"])
-    exact = replay(chain, workspace, given=("action",))
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = replay(chain, workspace, given=("action",))
-        acted, _ = chain.step(workspace.at(0, chain.reads), chain.initial_memory(4))
-    for name in ("log_prob", "value", "entropy"):
-        assert rough[name].dtype == torch.float32
-        assert torch.allclose(rough[name], exact[name], atol=0.5)
-        assert acted[name].dtype == torch.float32
+    check_low_precision(SHAPES["memory"])
 
 
 def test_memory_travels_by_environment() -> None:
@@ -177,29 +143,5 @@ def test_memory_travels_by_environment() -> None:
     assert torch.allclose(part["value"], whole["value"][:, order], atol=1e-5)
 
 
-COMPILED = """
-import torch
-from martes.networks.autoregressive import AutoregressiveTeam
-from martes.networks.sable import SableShape
-from tests.worlds import World
-sable = AutoregressiveTeam(World(has_masks=True).team, SableShape(size=8), "group", torch.Generator().manual_seed(0))
-inputs = {
-    "obs": torch.randn(2, 3, 6),
-    "agent_mask": torch.ones(2, 3, dtype=torch.bool),
-    "action_mask": torch.ones(2, 3, 5, dtype=torch.bool),
-    "noise": torch.randn(2, 3, 5),
-}
-memory = sable.initial_memory(2)
-step = torch.compile(sable.step, fullgraph=True, backend="eager")
-assert torch.equal(step(inputs, memory)[0]["action"], sable.step(inputs, memory)[0]["action"])
-window = {name: value.expand(5, *value.shape) for name, value in inputs.items() if name != "noise"}
-window["action"] = torch.ones(5, 2, 3, dtype=torch.int64)
-start = torch.zeros(5, 2, dtype=torch.bool)
-sequence = torch.compile(sable.sequence, fullgraph=True, backend="eager")
-assert torch.equal(sequence(window, memory, start)[0]["value"], sable.sequence(window, memory, start)[0]["value"])
-"""
-
-
 def test_both_faces_compile_as_one_graph() -> None:
-    # In a process of its own: here every call is checked at run time, which a graph cannot hold.
-    subprocess.run([sys.executable, "-c", COMPILED], check=True)
+    check_compiles(SableShape(size=8))

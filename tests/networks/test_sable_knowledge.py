@@ -1,15 +1,14 @@
 """Who knows what in a Sable team: the past of the episode, the present, those who acted before; nothing else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from martes.data.trees import leaves
 from martes.networks import replay
 from martes.networks.autoregressive import AutoregressiveTeam
-from tests.networks.sables import SHAPES, enlivened, inputs_of, made, recorded
+from tests.networks.sables import SHAPES, Absence, enlivened, inputs_of, made, recorded
 from tests.worlds import WORLDS, World
 
 
@@ -86,44 +85,8 @@ def test_the_encoder_knows_no_order_of_agents_the_decoder_does() -> None:
     assert not torch.allclose(before["log_prob"][:, :, order], after["log_prob"], atol=1e-2)
 
 
-@dataclass
-class Team:
-    """One step of a team of five, and the same without its second and its last."""
-
-    sable: AutoregressiveTeam
-    smaller: AutoregressiveTeam
-    inputs: dict[str, Tensor]
-    kept: list[int]
-
-    @classmethod
-    def drawn(cls) -> "Team":
-        shape = replace(SHAPES["memory"], agent_id=False)
-        sable, smaller = made(World(agents=5), shape, "shared"), made(World(agents=3), shape, "shared")
-        smaller.load_state_dict(sable.state_dict())
-        mask = torch.tensor([True, False, True, True, False]).expand(4, 2, 5)
-        inputs = {"obs": torch.randn(4, 2, 5, 6), "agent_mask": mask, "action": torch.randint(5, (4, 2, 5))}
-        return cls(sable, smaller, inputs, [0, 2, 3])
-
-
 def test_absent_agents_are_as_if_not_in_the_team() -> None:
-    team = Team.drawn()
-    start = torch.zeros(4, 2, dtype=torch.bool)
-    out, memory = team.sable.sequence(team.inputs, team.sable.initial_memory(2), start)
-    part = {name: value[:, :, team.kept] for name, value in team.inputs.items()}
-    alone, its_memory = team.smaller.sequence(part, team.smaller.initial_memory(2), start)
-    for name in ("log_prob", "value", "entropy"):
-        assert torch.allclose(out[name][:, :, team.kept], alone[name], atol=1e-5), name
-    for (path, one), (_, other) in zip(leaves(memory), leaves(its_memory), strict=True):
-        assert torch.allclose(one, other, atol=1e-5), path
-    assert (out["value"][:, :, [1, 4]] == 0).all()
-    noise = torch.randn(2, 5, 5)
-    drawn, _ = team.sable.step({"noise": noise, **step_of(team.inputs)}, memory)
-    fewer, _ = team.smaller.step({"noise": noise[:, team.kept], **step_of(part)}, its_memory)
-    assert torch.equal(drawn["action"][:, team.kept], fewer["action"])
-
-
-def step_of(inputs: dict[str, Tensor], t: int = 0) -> dict[str, Tensor]:
-    return {name: value[t] for name, value in inputs.items() if name not in ("action", "sample")}
+    Absence.drawn(SHAPES["memory"]).check()
 
 
 def test_value_is_that_of_step_and_needs_no_choice() -> None:

@@ -10,7 +10,7 @@ from martes.errors import ConfigError, nearest
 if TYPE_CHECKING:
     from martes.experiment import Experiment
 
-DEFAULT = "mappo/mpe-spread"
+DEFAULT = "rec-sable/lbf-8x8-2p-2f-coop"
 
 _ROLLOUTS: dict[str, object] = {
     "env.copies": 128,
@@ -21,6 +21,32 @@ _ROLLOUTS: dict[str, object] = {
     "evaluation.greedy": False,  # what was trained is a distribution: its mode may deadlock where a draw does not
 }
 _GRU: dict[str, object] = {"algorithm.network.memory": "gru"}
+# One gradient step a rollout: fewer copies, for more rollouts of whole episodes.
+_COUNTERFACTUAL: dict[str, object] = _ROLLOUTS | {
+    "env.copies": 32,
+    "algorithm.reward": "mean",
+    "algorithm.td_lambda": 0.95,
+    "algorithm.entropy": 0.002,
+    "algorithm.critic_lr": 1e-3,
+    "algorithm.critic_epochs": 4,
+    "algorithm.target_every": 10,
+}
+# What a team is paid is the mean of what its members are; the rest as in Hu et al. 2021 (PyMARL2), but for the batch.
+_SINGLE: dict[str, object] = {"env.copies": 8, "algorithm.lr": 1e-3}
+_VALUES: dict[str, object] = _SINGLE | {
+    "env.copies": 16,
+    "algorithm.td_lambda": 0.6,
+    "algorithm.exploration.steps": 100_000,
+}
+_TEAM: dict[str, object] = _VALUES | {"algorithm.reward": "mean"}
+_IN_TURN: dict[str, object] = {
+    "env.copies": 128,
+    "algorithm.rollout": 25,
+    "algorithm.lr": 1e-3,
+    "algorithm.anneal": True,
+    "algorithm.network.heads": 4,
+    "evaluation.greedy": False,
+}
 
 # Algorithm (`-gru`: with memory) -> what its experiments set beyond its own defaults, whatever the task.
 ALGORITHMS: dict[str, dict[str, object]] = {
@@ -30,6 +56,20 @@ ALGORITHMS: dict[str, dict[str, object]] = {
     "mappo-gru": _ROLLOUTS | _GRU,
     "ia2c": _ROLLOUTS,
     "maa2c": _ROLLOUTS,
+    "ff-sable": _IN_TURN,
+    "rec-sable": _IN_TURN | {"algorithm.network.decay_scale": 1.0},
+    "mat": _IN_TURN,
+    "coma": _COUNTERFACTUAL,
+    "coma-gru": _COUNTERFACTUAL | _GRU,
+    "dqn": _SINGLE,
+    "iql": _VALUES,
+    "iql-gru": _VALUES | _GRU,
+    "vdn": _TEAM,
+    "vdn-gru": _TEAM | _GRU,
+    "qmix": _TEAM,
+    "qmix-gru": _TEAM | _GRU,
+    "qtran": _TEAM,
+    "qtran-gru": _TEAM | _GRU,
 }
 
 # Task -> environment steps: every budget stands here.
@@ -41,7 +81,7 @@ TASKS: dict[str, int] = {
     "mpe-reference": 2_000_000,
     "mpe-tag": 2_000_000,
     "mpe-adversary": 2_000_000,
-    "lbf-8x8-2p-2f-coop": 2_000_000,
+    "lbf-8x8-2p-2f-coop": 1_000_000,
     "lbf-2s-8x8-2p-2f-coop": 3_000_000,
     "lbf-10x10-3p-3f": 6_000_000,
     "lbf-15x15-3p-5f": 10_000_000,
@@ -73,6 +113,20 @@ TASKS: dict[str, int] = {
     "mamujoco-halfcheetah-2x3": 1_000_000,
     "magent2-battle": 10_000,
 }
+_NO_SINGLE_CHOICE = frozenset(
+    {
+        "mpe-spread-continuous",
+        "mpe-speaker-listener-continuous",
+        "probe-continuous",
+        "probe-multi-discrete",
+        "mamujoco-halfcheetah-2x3",
+    }
+)
+# Algorithm -> tasks that it refuses, since it needs one discrete action an agent.
+_ONE_CHOICE = ("coma", "dqn", "iql", "vdn", "qmix", "qtran")
+UNFIT: dict[str, frozenset[str]] = {
+    name: _NO_SINGLE_CHOICE for name in ALGORITHMS if name.removesuffix("-gru") in _ONE_CHOICE
+}
 ANY_TASK = 1_000_000
 """Environment steps of a task that is named by family, as in ippo/gymnasium:CartPole-v1."""
 _ANY = tuple(f"{family}:<task>" for family in FAMILIES)
@@ -89,6 +143,8 @@ class Presets(Mapping[str, "Experiment"]):
     def __getitem__(self, name: str) -> "Experiment":
         """The experiment of this name. Raises ConfigError, naming the nearest, where there is none."""
         algorithm, _, task = name.partition("/")
+        if task in UNFIT.get(algorithm, ()):
+            raise ConfigError(f"{algorithm} needs Discrete actions, {task} has others: take mappo/{task}")
         if name not in self:
             part, known = (task, (*TASKS, *_ANY)) if algorithm in ALGORITHMS else (algorithm, ALGORITHMS)
             told = nearest(re.sub(":.*", ":<task>", part), known)
@@ -104,13 +160,16 @@ class Presets(Mapping[str, "Experiment"]):
 
     def __contains__(self, name: object) -> bool:
         algorithm, _, task = str(name).partition("/")
-        return algorithm in ALGORITHMS and (task in TASKS or (":" in task and task.partition(":")[0] in FAMILIES))
+        if algorithm not in ALGORITHMS or task in UNFIT.get(algorithm, ()):
+            return False
+        return task in TASKS or (":" in task and task.partition(":")[0] in FAMILIES)
 
     def __iter__(self) -> Iterator[str]:
-        return (f"{algorithm}/{task}" for algorithm in ALGORITHMS for task in TASKS)
+        names = (f"{algorithm}/{task}" for algorithm in ALGORITHMS for task in TASKS)
+        return (name for name in names if name in self)
 
     def __len__(self) -> int:
-        return len(ALGORITHMS) * len(TASKS)
+        return sum(1 for _ in self)
 
 
 PRESETS = Presets()

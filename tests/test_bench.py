@@ -3,12 +3,18 @@
 import json
 import sys
 import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from martes import bench
-from martes.bench import learning, timing
+from martes.bench import learning, scaling, scaling_page, timing
+from martes.bench.isolated import Bounds, Found, Making, isolated
+from martes.bench.scaling import CACHED, COPIES, FF, MANY, NAIVE, REC, STEPS, Case, Cell
+from martes.cli.commands import Bench
 from martes.errors import ConfigError
 
 
@@ -69,3 +75,99 @@ def test_without_the_original_the_line_says_how_to_get_it(name, package, extra, 
 def test_what_cannot_be_measured_is_refused(names, repeats):
     with pytest.raises(ConfigError):
         bench.measured(names, repeats, 1, Console())
+
+
+# ------------------------------------------------------------------------------------------------------------- scaling
+def made_up(power: float, naive: Found, speed: float = 100.0) -> list[Cell]:
+    """All cells of a measurement in which Sable's memory grows with this power of agents and of steps."""
+    found = {
+        (case, work): Found((speed,) * 5, int(1e5 * (case.agents * case.steps) ** power), before=10**8)
+        for case in scaling.cases(scaling.AGENTS)
+        for work in case.works()
+    }
+    found |= {key: naive for key in found if key[0].system == NAIVE}
+    found |= {key: replace(each, values=(50.0,) * 5) for key, each in found.items() if key[0].system == CACHED}
+    return [Cell(*key, each) for key, each in found.items()]
+
+
+def test_every_cell_is_measured_at_the_sizes_that_are_told():
+    cases = scaling.cases(scaling.AGENTS)
+    assert len(set(cases)) == len(cases)
+    for system in scaling.SYSTEMS:
+        sizes = [case.agents for case in cases if case.system == system and case.steps in (1, STEPS)]
+        assert set(sizes) == set(scaling.AGENTS)
+    assert all(case.copies == (1 if case.agents >= MANY else COPIES) for case in cases if case.system == NAIVE)
+    assert {case.steps for case in cases if case.system == REC and case.agents == 32} == set(scaling.LENGTHS)
+
+
+def test_statements_hold_the_numbers_to_what_is_promised():
+    slow = Found((10.0, 10.0, 20.0), 5)
+    good = {each.claim: each for each in scaling_page.statements(made_up(1.0, slow))}
+    assert all(each.reached for each in good.values())
+    assert good[f"{REC} acts at least 5 times as fast as {NAIVE}: 512 agents, 1 copy"].found == "10 times"
+    assert good[f"{FF} acts at least 1 times as fast as {CACHED}: 512 agents, 16 copies"].found == "2 times"
+    assert (
+        good[f"{REC}, learning: memory grows linearly with steps (slope at most 1.1)"].found == "1.00 from 128 to 512"
+    )
+    fits = good[f"{REC} learns from 1024 agents, 8 steps, 16 copies in 16 GB"]
+    assert fits.found == "0.92 GB, torch and interpreter included"
+    bad = scaling_page.statements(made_up(1.2, Found((30.0,), 5)))
+    assert [each.reached for each in bad] == [False] * 8 + [True] * 3 + [False]
+    unknown = scaling_page.statements(made_up(1.0, Found(note="over 120 s")))
+    assert [each.cells[2] for each in unknown if NAIVE in each.claim] == ["not measured"] * 2
+
+
+def test_the_page_drops_nothing(tmp_path):
+    cells, bounds = made_up(1.0, Found(note="over 120 s")), Bounds()
+    cells[0] = cells[0]._replace(found=Found((7.0, 9.0), 12_345_678))
+    page = scaling_page.markdown(cells, bounds, "a machine", "scaling.png")
+    assert "| 2 | 8 | 16 | ff-Sable | 8 | 12.3 | 100 | 1.6 | acting: 2 repeats |" in page
+    assert "| 512 | 1 | 1 | MAT, naive | over 120 s | - | - | - |  |" in page
+    assert "accumulate=16, recompute=true" in page
+    assert page.count("\n| ") == 2 + 12 + 2 + len(scaling.cases(scaling.AGENTS))
+    told = json.loads(scaling_page.as_json(cells, bounds, "a machine"))
+    assert len(told["cells"]) == len(cells)
+    assert scaling_page.picture(cells, tmp_path / "scaling.png", "a machine").stat().st_size > 50_000
+
+
+def test_all_that_is_measured_works(tmp_path, monkeypatch):
+    def here(small: Making, work: Making, bounds: Bounds) -> Found:
+        return Found(tuple(timing.afforded(work(), 1, seconds=0)), 1)
+
+    for name, value in {"MANY": 3, "LONG": 3, "TEAM": 4, "LENGTHS": (1, 2)}.items():
+        for module in (scaling, scaling_page):
+            monkeypatch.setattr(module, name, value, raising=module is scaling)
+    monkeypatch.setattr(scaling, "isolated", here)
+    bench.scaled((2, 3), Bounds(1), tmp_path / "page.md", Console(width=200))
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".png"]
+    cells = json.loads((tmp_path / "page.json").read_text())["cells"]
+    assert {each["system"] for each in cells if each["agents"] == 3} == set(scaling.SYSTEMS)
+    assert all(each["values"][0] > 0 for each in cells)
+
+
+def test_a_process_of_its_own_tells_speed_and_memory():
+    case = Case(REC, 64)
+    small, work = (partial(scaling.ready, each, "learning", "cpu") for each in (Case(REC, 2, 1, 1), case))
+    found = isolated(small, work, Bounds(repeats=1, limit=60, threads=1))
+    tokens = case.agents * case.steps * case.copies
+    assert found.values
+    assert 2_000 * tokens < found.peak < 40_000 * tokens
+    assert 50e6 < found.before < 2e9
+    assert isolated(small, work, Bounds(limit=0.01)).note == "over 0.01 s"
+    assert isolated(small, partial(scaling.ready, case, "learning", "nowhere"), Bounds()).note == "ended with code 1"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Bench(("scaling", "spread")),
+        Bench(("scaling",), repeats=0),
+        Bench(("scaling",), agents=(0, 2)),
+        Bench(("scaling",), limit=0),
+        Bench(("scaling",), device="cuda:99"),
+        Bench(("scaling",), output=Path("page.json")),
+    ],
+)
+def test_a_scaling_that_cannot_be_is_refused_before_it_begins(wrong):
+    with pytest.raises(ConfigError):
+        wrong()

@@ -9,17 +9,19 @@ import torch
 from martes.envs.catalogue import make_env
 from martes.errors import ConfigError
 from martes.experiment import Experiment
-from martes.presets import ALGORITHMS, DEFAULT, PRESETS, TASKS
+from martes.presets import ALGORITHMS, DEFAULT, PRESETS, TASKS, UNFIT
 from tests.extras import marked
 
 
 @pytest.mark.parametrize("task", [marked(task) for task in TASKS])
 def test_every_preset_has_a_learner(task):
     for algorithm in ALGORITHMS:
+        if task in UNFIT.get(algorithm, ()):
+            continue
         experiment = PRESETS[f"{algorithm}/{task}"]
         env = make_env(experiment.env.name, 1, options=experiment.env.options)
         learner = experiment.algorithm.learner(env.team, torch.Generator())
-        has_memory = learner.policy.initial_memory(1) != ()
+        has_memory = learner.policy.part_for("action").initial_memory(1) != ()
         assert has_memory == algorithm.endswith("-gru")
         assert experiment.training.steps == TASKS[task]
         assert Experiment.from_yaml(experiment.to_yaml()) == experiment
@@ -27,8 +29,19 @@ def test_every_preset_has_a_learner(task):
 
 def test_presets_are_a_mapping():
     assert DEFAULT in PRESETS
-    assert len(PRESETS) == len(list(PRESETS)) == len(ALGORITHMS) * len(TASKS)
+    unfit = sum(len(tasks) for tasks in UNFIT.values())
+    assert len(PRESETS) == len(list(PRESETS)) == len(ALGORITHMS) * len(TASKS) - unfit
     assert "mappo/none" not in PRESETS
+
+
+@pytest.mark.parametrize("task", ["probe-continuous", "probe-multi-discrete"])
+@pytest.mark.parametrize("name", UNFIT)
+def test_what_an_algorithm_would_refuse_is_no_preset(name, task):
+    assert task in UNFIT[name] and f"{name}/{task}" not in PRESETS
+    with pytest.raises(ConfigError, match=f"{name} needs Discrete actions, {task} has others: take mappo/{task}"):
+        PRESETS[f"{name}/{task}"]
+    with pytest.raises(ConfigError):  # it says so itself, too
+        PRESETS[f"{name}/climbing"].algorithm.learner(make_env(task, 1).team, torch.Generator())
 
 
 def test_a_task_is_named_by_its_family_too():

@@ -47,6 +47,14 @@ class Learner(Protocol):
 
 
 @runtime_checkable
+class Scheduled(Protocol):
+    """A learner some of whose hyperparameters move with the run."""
+
+    progress: float
+    """The share of the run that is done, from 0 to 1: whoever trains it says so before each update."""
+
+
+@runtime_checkable
 class Algorithm(Protocol):
     """Hyperparameters that make a learner: a frozen dataclass whose fields are the command line's options."""
 

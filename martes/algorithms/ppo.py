@@ -23,6 +23,7 @@ from martes.networks import (
     Policy,
     Sharing,
     clipped_by_slot,
+    compiled,
     replay,
 )
 
@@ -41,8 +42,8 @@ class Clipped:
     """Parts into which each pass is cut; one gradient step for each."""
     lr: float = 5e-4
     """Step size of Adam."""
-    anneal_steps: int = 0
-    """Environment steps over which the step size falls linearly to 0; 0: it stays."""
+    anneal: bool = False
+    """Does the step size fall linearly to 0 over the run?"""
     gamma: float = 0.99
     """Discount of the return per step."""
     gae_lambda: float = 0.95
@@ -73,6 +74,8 @@ class Clipped:
     """Parts of a minibatch whose gradients are summed one after the other: the same step in less memory."""
     autocast: bool = False
     """Compute the networks in bfloat16 where the device supports it?"""
+    compile: bool = False
+    """Compile acting and the loss for this machine? A minute at the start, then faster where tensors are small."""
 
     def __post_init__(self) -> None:
         for name in ("rollout", "epochs", "minibatches", "accumulate"):
@@ -130,7 +133,11 @@ class PPOLearner:
         self.experience = Rollouts(config.rollout)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.env_steps = 0
+        self.progress = 0.0
         self.by: Literal["row", "step"] = "row" if self.policy.initial_memory(1) != () else "step"
+        if config.compile:
+            self.policy.step = compiled(self.policy.step, generator.device, is_small=True)
+            self.objective = compiled(self.objective, generator.device)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -231,8 +238,8 @@ class PPOLearner:
         return metrics | norms
 
     def _annealed(self) -> float:
-        """The step size now: lr, or lr (1 - steps / anneal_steps) and never below 0."""
-        left = 1 - self.env_steps / self.config.anneal_steps if self.config.anneal_steps else 1.0
+        """The step size now: lr, or lr (1 - progress) and never below 0."""
+        left = 1 - self.progress if self.config.anneal else 1.0
         return self.config.lr * max(left, 0.0)
 
     def state_dict(self) -> dict[str, object]:

@@ -1,11 +1,12 @@
 """Algorithms by name: the library's own and those of installed packages. Nothing is imported before it is asked for."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from martes.conversion import changed, nested
 from martes.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class Entry:
 
 
 _PPO = "martes.algorithms.ppo:PPO"
+_SABLE = "martes.algorithms.autoregressive:Sable"
+_Q = "martes.algorithms.q_learning:QLearning"
+_ALONE = {"mixer": "none", "reward": "own"}
 _PLAIN = {"epochs": 1, "minibatches": 1, "clip": None, "value_clip": None}
 
 # The first name of a place is the one that config.yaml says.
@@ -35,7 +39,17 @@ BUILT_IN: dict[str, Entry] = {
     "mappo": Entry(_PPO, "PPO, one critic sees the whole team", {"critic": "central"}),
     "a2c": Entry(_PPO, "policy gradient with a critic: PPO of one epoch, no clip", {"critic": "local"} | _PLAIN),
     "ia2c": Entry(_PPO, "A2C for teams, each critic sees what its agent sees", {"critic": "local"} | _PLAIN),
+    "sable": Entry(_SABLE, "retention over agents and time; `network.memory` says whether over time"),
+    "ff-sable": Entry(_SABLE, "Sable without memory: each step stands alone", {"network.memory": False}),
+    "rec-sable": Entry(_SABLE, "Sable with memory over time", {"network.memory": True}),
+    "mat": Entry("martes.algorithms.autoregressive:MAT", "the multi-agent transformer: attention over agents"),
     "maa2c": Entry(_PPO, "A2C for teams, one critic sees the whole team", {"critic": "central"} | _PLAIN),
+    "coma": Entry("martes.algorithms.coma:COMA", "policy gradient by what an agent's other actions were worth"),
+    "qmix": Entry(_Q, "Q-learning for teams; `mixer` says what joins the agents' values: a monotone network"),
+    "vdn": Entry(_Q, "Q-learning for teams, the agents' values sum up to the team's", {"mixer": "sum"}),
+    "iql": Entry(_Q, "Q-learning of each agent for itself", _ALONE),
+    "qtran": Entry(_Q, "Q-learning for teams, a joint value of its own", {"mixer": "joint", "mixing.width": 64}),
+    "dqn": Entry(_Q, "Q-learning from single steps, for a team of one", _ALONE | {"sequence": 1, "ratio": 0.25}),
 }
 
 
@@ -61,7 +75,7 @@ def algorithm_named(name: str) -> "Algorithm":
     required = [each.name for each in fields(config) if each.default is each.default_factory is MISSING]
     if required:
         raise ConfigError(f"{entry.place} has no default for {', '.join(required)}: every hyperparameter needs one")
-    return replace(config(), **entry.values)
+    return changed(config(), nested(entry.values.items()), "algorithm")
 
 
 def config_class(place: str) -> type:

@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from martes.bench import border, games, learning
+from martes.bench import border, games, learning, scaling, scaling_page
+from martes.bench.isolated import Bounds
 from martes.bench.timing import SECONDS, Measurement
 from martes.errors import ConfigError, nearest
 from martes.training.process import cores, reuse_memory, threads
@@ -24,6 +25,8 @@ Random actions are drawn beforehand. An env-step is one step of one copy of an e
 
 
 HEADS = ("measurement", "median", "range", "target", "reached")
+SCALING = "scaling"
+"""The measurement that is a page of its own, and takes longer than all others together."""
 
 
 def measured(names: Sequence[str], repeats: int, thread_count: int, console: Console) -> list[Measurement]:
@@ -33,7 +36,7 @@ def measured(names: Sequence[str], repeats: int, thread_count: int, console: Con
     """
     for name in names:
         if name not in MEASURES:
-            raise ConfigError(f"no measurement {name!r}{nearest(name, MEASURES)}")
+            raise ConfigError(f"no measurement {name!r}{nearest(name, (*MEASURES, SCALING))}")
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}: it must be at least 1")
     results: list[Measurement] = []
@@ -63,6 +66,37 @@ def as_json(results: Iterable[Measurement], thread_count: int) -> str:
     """The measurements, every repeat of them, as JSON."""
     rows = [asdict(each) | {"median": each.median} for each in results]
     return json.dumps({"machine": machine(thread_count), "measurements": rows}, indent=2) + "\n"
+
+
+def scaled(agents: Sequence[int], bounds: Bounds, output: Path | None, console: Console) -> None:
+    """Prints how speed and memory grow with a team, and writes a page, its picture (.png) and its numbers (.json).
+
+    The three differ in their suffix alone. Raises ConfigError for what cannot be measured, before anything is.
+    """
+    if bounds.repeats < 1:
+        raise ConfigError(f"--repeats is {bounds.repeats}: it must be at least 1")
+    if output is not None and output.suffix != ".md":
+        raise ConfigError(
+            f"--output is {output}: give the page a name that ends with .md; picture and JSON lie beside it"
+        )
+    cells = scaling.cells(agents, bounds, console)
+    where = machine(bounds.threads)
+    if bounds.device != "cpu":
+        where = f"{torch.cuda.get_device_name(bounds.device)} ({bounds.device}), host {where}"
+    for heads, rows in (
+        (scaling_page.HEADS, scaling_page.rows(cells, bounds.repeats)),
+        (("statement", "found", ""), [each.cells for each in scaling_page.statements(cells)]),
+    ):
+        table = Table(*heads, box=None, pad_edge=False)
+        for row in rows:
+            table.add_row(*row)
+        console.print(where, table, "")
+    if output is not None:
+        picture = scaling_page.picture(cells, output.with_suffix(".png"), where)
+        output.write_text(scaling_page.markdown(cells, bounds, where, picture.name), encoding="utf-8")
+        numbers = output.with_suffix(".json")
+        numbers.write_text(scaling_page.as_json(cells, bounds, where), encoding="utf-8")
+        console.print(f"written: {output}, {picture}, {numbers}")
 
 
 def machine(thread_count: int) -> str:

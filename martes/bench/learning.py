@@ -24,20 +24,27 @@ def _mappo(network: Network, envs: int, steps: int = 25) -> tuple[PPOLearner, Ve
 def acting(repeats: int) -> list[Measurement]:
     """Env-steps a second of acting alone."""
     learner, env = _mappo(Network(hidden=(64, 64)), envs=1024)
-    actor = learner.policy.part_for("action")
-    workspace = Workspace(Schema.from_team(env.team).extended(**actor.fields()), time=25, envs=env.num_envs)
-    first = env.reset(0)
-    workspace.write(25, {**first.seen, "start": first.start})
-    chain, generator = Chain(env, actor), torch.Generator().manual_seed(1)
+    values = rates({"act": acted(learner, env, 25)}, repeats)["act"]
+    return [Measurement("acting, 64-64 MLP, 1024 copies of spread", tuple(values), 300_000, is_ratio=False)]
 
-    def rounds(count: int) -> int:
+
+def acted(learner: PPOLearner, env: VectorEnv, steps: int) -> Side:
+    """Windows of acting with what is enough to act: env-steps, recorded one window over the other."""
+    actor, device = learner.policy.part_for("action"), learner.generator.device
+    schema = Schema.from_team(env.team).extended(**actor.fields())
+    workspace = Workspace(schema, time=steps, envs=env.num_envs, device=device)
+    first = env.reset(0)
+    workspace.write(steps, {**first.seen, "start": first.start})
+    workspace.memory = actor.initial_memory(env.num_envs)
+    chain, generator = Chain(env, actor), torch.Generator(device).manual_seed(1)
+
+    def windows(count: int) -> int:
         for _ in range(count):
             workspace.carry()
-            act(chain, workspace, 0, 25, generator=generator)
-        return count * 25 * env.num_envs
+            workspace.memory = act(chain, workspace, 0, steps, generator=generator)
+        return count * steps * env.num_envs
 
-    values = rates({"act": rounds}, repeats)["act"]
-    return [Measurement("acting, 64-64 MLP, 1024 copies of spread", tuple(values), 300_000, is_ratio=False)]
+    return windows
 
 
 def training(repeats: int) -> list[Measurement]:

@@ -54,6 +54,16 @@ def rates(sides: Mapping[str, Side], repeats: int) -> dict[str, list[float]]:
     return found
 
 
+def afforded(side: Side, repeats: int, seconds: float) -> list[float]:
+    """Units a second, one a repeat, at most `repeats` and as many as there is time for, but at least one.
+
+    The first piece of work warms up, and counts only where there is no time for others.
+    """
+    rate, spent = _rate(side, 1)
+    affordable = min(repeats, int(seconds / max(spent, SECONDS)) - 2)  # it is sized by doing it once more
+    return rates({"": side}, affordable)[""] if affordable > 0 else [rate]
+
+
 def _rate(side: Side, size: int) -> tuple[float, float]:
     began = perf_counter()
     units = side(size)
@@ -62,7 +72,8 @@ def _rate(side: Side, size: int) -> tuple[float, float]:
 
 
 def _size(side: Side) -> int:
-    """How many pieces take long enough."""
+    """How many pieces take long enough, once what is made at the first call is made: a compiled step, a pool."""
+    side(1)
     size = 1
     while (spent := _rate(side, size)[1]) < SECONDS:
         size = max(2 * size, int(size * SECONDS / max(spent, 1e-6)))

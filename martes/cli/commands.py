@@ -28,7 +28,7 @@ class Train:
     preset: Annotated[Positional[str | None], arg(metavar="[PRESET]", help_behavior_hint=f"(default: {DEFAULT})")] = (
         None
     )
-    """<algorithm>/<task>, as `martes list presets` shows; else mappo/mpe-spread."""
+    """<algorithm>/<task>, as `martes list presets` shows; else rec-sable/lbf-8x8-2p-2f-coop."""
     steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
     """Environment steps; short for --training.steps."""
     seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
@@ -200,21 +200,33 @@ class List:
 
 @dataclass(frozen=True)
 class Bench:
-    """Measure speed on this machine: ratios to the original environments, acting, training, learning on windows."""
+    """Measure speed on this machine: ratios to the original environments, acting, training, windows; or scaling."""
 
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...", help_behavior_hint="(default: all)")] = ()
-    """Which measurements."""
+    """Which measurements; or scaling: speed and memory of Sable, MAT and MAPPO as teams and rollouts grow."""
     repeats: int = 5
     """How often each is repeated; medians are shown."""
     threads: int = 0
     """Threads of torch; 0: one for each core."""
     output: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
-    """Write the results, too: Markdown to a name ending with .md, else JSON."""
+    """Write the results, too: Markdown to a name ending with .md (scaling: and .png, .json beside it), else JSON."""
+    agents: Annotated[tuple[int, ...], arg(metavar="N...")] = (2, 8, 32, 128, 512, 1024)
+    """Of scaling: sizes of the team."""
+    limit: float = 120.0
+    """Of scaling: seconds for each number; what takes longer is ended, and the table says so."""
+    device: str = "cpu"
+    """Of scaling: where to compute."""
 
     def __call__(self) -> int:
         """Prints the measurements."""
         from martes import bench
 
+        if bench.SCALING in self.names:
+            if len(self.names) > 1:
+                raise ConfigError("scaling is a page of its own: measure it alone")
+            bounds = bench.Bounds(self.repeats, self.limit, self.threads, self.device)
+            bench.scaled(self.agents, bounds, self.output, tables.console())
+            return 0
         results = bench.measured(self.names, self.repeats, self.threads, tables.console())
         if self.output is not None:
             told = bench.markdown if self.output.suffix == ".md" else bench.as_json

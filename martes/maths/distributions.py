@@ -36,7 +36,17 @@ class Categorical:
         self, logits: Float[Tensor, "*batch action"], mask: Bool[Tensor, "*#batch action"] | None = None
     ) -> None:
         logits = _full_precision(logits)
+        self.mask = mask
         self.log_probs: Tensor = _log_softmax(logits if mask is None else masked_logits(logits, mask))
+
+    def floored(self, epsilon: Float[Tensor, ""]) -> "Categorical":
+        """The mixture (1 - epsilon) p + epsilon u, where u is uniform over the legal actions.
+
+        Source: Foerster et al. 2018, section 5, where u is uniform over all actions.
+        """
+        one = torch.ones_like(self.log_probs)
+        uniform = Categorical(one, self.mask).log_probs
+        return Categorical(torch.logaddexp(self.log_probs + (1 - epsilon).log(), uniform + epsilon.log()), self.mask)
 
     def sample(self, noise: Float[Tensor, "*batch action"]) -> Int[Tensor, "*batch"]:
         """A draw, given standard Gumbel noise: argmax(log p + noise). Source: Maddison et al. 2014."""

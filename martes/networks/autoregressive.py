@@ -1,7 +1,7 @@
 """A team that acts in turn: an encoder that all agents share, and a decoder that knows what those before chose."""
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -49,6 +49,10 @@ class TurnShape:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be an integer >= 1")
         if self.size % self.heads:
             raise ConfigError(f"network.size is {self.size}, which {self.heads} heads cannot share: make it a multiple")
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ConfigError(f"network.{name} is {value!r}: it must be {' or '.join(get_args(kind))}")
 
     def norm_layer(self) -> nn.Module:
         """A norm of tokens, such as this network has."""

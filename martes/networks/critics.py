@@ -72,8 +72,7 @@ class Critic(TemporalModule):
         super().__init__()
         self.is_central = view == "central"
         if self.is_central:
-            self.source = "state" if team.state else "obs"
-            size = _joint_size(team)
+            self.source, size = joint_source(team)
             self.body = Body({"joint": Vector(size)}, (size,), Slots((0,)), network, generator)
             self.reads = (self.source, "agent_mask")
         else:
@@ -109,9 +108,8 @@ class Critic(TemporalModule):
         """What the body sees: the inputs themselves, or the team as one agent that is there while any member is."""
         if not self.is_central:
             return inputs
-        alive = inputs["agent_mask"]
-        joint = inputs["state"] if self.source == "state" else (inputs["obs"] * alive.unsqueeze(-1)).flatten(-2)
-        return {"joint": joint.unsqueeze(-2), "agent_mask": alive.any(-1, keepdim=True)}
+        joint = joint_view(inputs, self.source)
+        return {"joint": joint.unsqueeze(-2), "agent_mask": inputs["agent_mask"].any(-1, keepdim=True)}
 
     def observe(self, inputs: Inputs) -> None:
         """Moves the statistics of observation normalisation."""
@@ -126,14 +124,26 @@ class Critic(TemporalModule):
         return values.squeeze(-1) * inputs["agent_mask"]  # what an absent agent may still expect is 0
 
 
-def _joint_size(team: TeamSpec) -> int:
-    """The width of the team's state, or of its joined observations."""
+def joint_source(team: TeamSpec) -> tuple[str, int]:
+    """The field from which a central critic sees the team, its state or else its observations, and how wide that is."""
     if team.state is not None:
-        return team.state.size
+        return "state", team.state.size
     seen = team.parts.get("obs")
     if not isinstance(seen, Vector):
         raise ConfigError(
-            "a central critic needs a state vector, or vector observations to join; "
-            f"this team sees {dict(team.parts)}. Give the TeamSpec a state, or take critic=local"
+            "a central critic needs a state vector, or vector observations to join; this team sees "
+            f"{dict(team.parts)}. Give the TeamSpec a state, or take critic=local where the algorithm has it"
         )
-    return seen.size * team.size
+    return "obs", seen.size * team.size
+
+
+def joint_view(inputs: Inputs, source: str) -> Float[Tensor, "*lead size"]:
+    """The state, or the observations of all agents side by side, those of absent ones as zeros."""
+    if source == "state":
+        return inputs["state"]
+    return of_the_living(inputs["obs"], inputs["agent_mask"]).flatten(-2)
+
+
+def of_the_living(seen: Tensor, alive: Bool[Tensor, "*lead agent"]) -> Tensor:
+    """What agents see, zeros where they are absent; its dtype stays."""
+    return seen * alive.view(*alive.shape, *(1,) * (seen.ndim - alive.ndim))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from martes.data import Memory
-from martes.errors import ConfigError, nearest
 from martes.networks.autoregressive import StepTokens, TurnShape, WindowTokens, in_order, in_place
 from martes.networks.layers import (
     LayerNorm,
@@ -48,12 +47,6 @@ class MATShape(TurnShape):
     """What follows each attention: two maps with a GELU between them, or a gated layer."""
     caches: bool = True
     """Keep keys and values from turn to turn? Without, each turn decodes the whole team again: only a comparison."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, value, known in (("norm", self.norm, Norm), ("feed_forward", self.feed_forward, FeedForward)):
-            if value not in get_args(known):
-                raise ConfigError(f"network.{name} is {value!r}{nearest(value, get_args(known))}")
 
     def norm_layer(self) -> nn.Module:
         """A norm of tokens, such as this network has."""

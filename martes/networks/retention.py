@@ -272,13 +272,13 @@ class MultiScaleRetention(nn.Module):
     """(swish(y W_g) ⊙ norm(ret(x W_q, y W_k, y W_v))) W_o with a decay for each head; x asks, y is remembered.
 
     The norm is taken for each token and head over the head's own features, so the scale of values cannot matter.
-    Entries begin at N(0, 1/E²). Source: Sun et al. 2023, equation 8; Mahjoub et al. 2025.
+    Entries begin at N(0, std²), 1/E² if not told. Source: Sun et al. 2023, equation 8; Mahjoub et al. 2025.
     """
 
-    def __init__(self, size: int, heads: int, generator: torch.Generator) -> None:
+    def __init__(self, size: int, heads: int, generator: torch.Generator, std: float | None = None) -> None:
         super().__init__()
         self.heads = heads
-        drawn = torch.randn(5, size, size, generator=generator, device=generator.device) / size
+        drawn = torch.randn(5, size, size, generator=generator, device=generator.device) * (std or 1 / size)
         self.inward = nn.Parameter(drawn[:4].flatten(0, 1))  # (query key value gate) of all heads
         self.outward = nn.Parameter(drawn[4])
 

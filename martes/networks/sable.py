@@ -35,6 +35,8 @@ class SableShape(TurnShape):
     """How tokens know the time (only with memory): the episode's steps are added to them, or turn their keys."""
     feed_forward: bool = True
     """Follow each retention by a gated layer?"""
+    retention_init: Literal["faint", "full"] = "full"
+    """Entries of retention begin at a deviation of 1/size (a block is near the identity), or of 1/√size."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +52,11 @@ class SableShape(TurnShape):
         """A network of this shape."""
         return Sable(self, outputs, generator)
 
+    def retention(self, generator: torch.Generator) -> MultiScaleRetention:
+        """One retention of this shape."""
+        std = self.size ** (-1.0 if self.retention_init == "faint" else -0.5)
+        return MultiScaleRetention(self.size, self.heads, generator, std)
+
 
 def feed_forward(shape: SableShape, generator: torch.Generator) -> nn.Module:
     """norm(x + gated layer(x)), or x itself where there is no such layer."""
@@ -61,7 +68,7 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, shape: SableShape, generator: torch.Generator) -> None:
         super().__init__()
-        self.retention = MultiScaleRetention(shape.size, shape.heads, generator)
+        self.retention = shape.retention(generator)
         self.norm = RMSNorm(shape.size)
         self.residual = feed_forward(shape, generator)
 
@@ -107,8 +114,8 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, shape: SableShape, generator: torch.Generator) -> None:
         super().__init__()
-        self.own = MultiScaleRetention(shape.size, shape.heads, generator)
-        self.crossed = MultiScaleRetention(shape.size, shape.heads, generator)
+        self.own = shape.retention(generator)
+        self.crossed = shape.retention(generator)
         self.own_norm = RMSNorm(shape.size)
         self.crossed_norm = RMSNorm(shape.size)
         self.residual = feed_forward(shape, generator)

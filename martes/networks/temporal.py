@@ -171,6 +171,11 @@ class Chain(TemporalModule):
             return outputs, after[0]
         return outputs, tuple(after) if memory != () else ()
 
+    def value_noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """What the values of all members consume."""
+        modules = self._modules_in_order()
+        return {name: drawn for module in modules for name, drawn in module.value_noise(envs, generator).items()}
+
     def value(self, inputs: Inputs, memory: Memory) -> Tensor:
         """The value of the member that writes it."""
         for module, carried in self._shares(memory):

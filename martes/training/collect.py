@@ -84,20 +84,28 @@ class Collector:
 
     @torch.no_grad()
     def _bootstrap(self) -> None:
-        """next_value_t = value_{t+1}; V(real last observation, memory before the reset) where cut."""
+        """next_value_t = V(real last observation, memory before the reset) where cut, else value_{t+1}.
+
+        Where acting records no values (they may depend on more than was known), the learner writes the latter.
+        """
         window, policy = self.window, self.learner.policy
         next_value = window["next_value"]
-        next_value[:-1] = window["value"][1:]
+        if "value" in policy.writes:
+            next_value[:-1] = window["value"][1:]
         fresh = policy.initial_memory(window.envs)
         memory = cleared(self._memory, fresh, window["start"][window.time])
-        next_value[-1] = policy.value(window.at(window.time, policy.reads), memory)
+        next_value[-1] = self._valued(window.at(window.time, policy.reads), memory)
         if self._cuts:
             final = {name: torch.cat([cut.final[name] for cut in self._cuts]) for name in policy.reads}
             first, *others = (cut.memory for cut in self._cuts)
             memory = mapped(lambda *parts: torch.cat(parts), first, *others)
             steps = torch.cat([torch.full_like(cut.index, cut.t) for cut in self._cuts])
             envs = torch.cat([cut.index for cut in self._cuts])
-            next_value[steps, envs] = policy.value(final, memory)
+            next_value[steps, envs] = self._valued(final, memory)
+
+    def _valued(self, seen: dict[str, Tensor], memory: Memory) -> Tensor:
+        policy = self.learner.policy
+        return policy.value(seen | policy.value_noise(len(seen["agent_mask"]), self.generator), memory)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next window depends on: the environment, the memory, the random state, the unfinished episodes.

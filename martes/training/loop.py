@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from martes.algorithms.learner import Metrics
+from martes.algorithms.learner import Metrics, Scheduled
 from martes.data import Workspace
 from martes.envs.catalogue import environment
 from martes.errors import MartesError, NonFiniteError
@@ -56,6 +56,8 @@ def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None, m
         while not session.is_finished and not stop.is_set():
             with log.phase("act"):
                 window = collector.collect()
+            if isinstance(learner, Scheduled):
+                learner.progress = session.steps / training.steps
             before, session.steps = session.steps, session.steps + window.time * window.envs
             with log.phase("learn"), batch_kept(session):
                 learner.experience.add(window, collector.final)

@@ -10,30 +10,12 @@ from martes.data import Workspace
 from martes.envs.batched.engine import BatchedEnv
 from martes.errors import ConfigError, NonFiniteError
 from martes.networks import Network
-from martes.training.collect import Collector
+from tests.algorithms.rollouts import collected, collecting
 from tests.worlds import WORLDS, World, crossed
 
 SMALL = Network(hidden=(16,), layer_norm=True)
 GRU = replace(SMALL, memory="gru", memory_size=12, normalise=True)
 NETWORKS = {"mlp": SMALL, "gru": GRU}
-
-
-def collecting(world: World, config: PPO, windows: int = 1, envs: int = 6) -> tuple[PPOLearner, Workspace, Collector]:
-    """A learner, the last of `windows` rollouts, all but it learned from, and where the next one comes from."""
-    env = BatchedEnv(world, envs)
-    learner = config.learner(env.team, torch.Generator().manual_seed(0))
-    collector = Collector(env, learner, torch.Generator().manual_seed(1))
-    collector.start(2)
-    window = collector.collect()
-    for _ in range(windows - 1):
-        learner.update(window)
-        window = collector.collect()
-    return learner, window, collector
-
-
-def collected(world: World, config: PPO, windows: int = 1, envs: int = 6) -> tuple[PPOLearner, Workspace]:
-    """A learner and the last of `windows` rollouts, all but it learned from."""
-    return collecting(world, config, windows, envs)[:2]
 
 
 @pytest.mark.usefixtures("unchecked")  # the next test, and the matrix of contracts, take the same ways with checks
@@ -188,7 +170,9 @@ def test_gru_bootstraps_with_the_memory_before_the_reset() -> None:
         step = env.step(window["action"][t])
     value = learner.policy.critic.value(step.final, memory)
     assert torch.allclose(window["next_value"][3], value, atol=1e-5)
-    assert not torch.allclose(value, learner.policy.critic.value(step.final, learner.policy.critic.initial_memory(6)), atol=1e-3)
+    assert not torch.allclose(
+        value, learner.policy.critic.value(step.final, learner.policy.critic.initial_memory(6)), atol=1e-3
+    )
 
 
 def test_ends_in_one_copy_leave_the_others_alone() -> None:
@@ -216,9 +200,14 @@ def test_kl_stops_the_passes() -> None:
 
 
 def test_step_size_falls_to_zero() -> None:
-    learner, window, collector = collecting(World(), PPO(lr=1e-3, rollout=8, anneal_steps=96))
-    sizes = [learner.update(window)["lr"].item()] + [learner.update(collector.collect())["lr"].item() for _ in range(3)]
+    learner, window = collected(World(), PPO(lr=1e-3, rollout=8, anneal=True))
+    sizes = []
+    for learner.progress in (0.0, 0.5, 1.0, 1.1):
+        sizes.append(learner.update(window)["lr"].item())
     assert sizes == pytest.approx([1e-3, 5e-4, 0.0, 0.0])
+    learner, window = collected(World(), PPO(lr=1e-3, rollout=8))
+    learner.progress = 0.9
+    assert learner.update(window)["lr"] == 1e-3
 
 
 def test_metrics_are_means_over_minibatches() -> None:
@@ -250,11 +239,12 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_learned(name: str) -
 
 
 def test_state_dict_continues_bit_for_bit() -> None:
-    config = PPO(network=GRU, rollout=8, anneal_steps=10_000)
+    config = PPO(network=GRU, rollout=8, anneal=True)
     learner, window, collector = collecting(World(), config)
     learner.update(window)
     twin = config.learner(World().team, torch.Generator().manual_seed(99))
     twin.load_state_dict(learner.state_dict())
+    learner.progress = twin.progress = 0.3
     window = collector.collect()
     one, other = learner.update(window), twin.update(window)
     assert all(torch.equal(one[name], other[name]) for name in one)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 import pytest
 
 from martes.algorithms.ppo import PPO
+from martes.algorithms.q_learning import QLearning
 from martes.algorithms.registry import BUILT_IN, Entry, algorithm_entries, algorithm_name, algorithm_named, config_class
 from martes.errors import ConfigError
+from martes.networks.mixers import Mixing
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,11 @@ def test_variants_are_values():
     plain = {"epochs": 1, "minibatches": 1, "clip": None, "value_clip": None}
     assert algorithm_named("ia2c") == algorithm_named("a2c") == PPO(critic="local", **plain)
     assert algorithm_named("maa2c") == PPO(critic="central", **plain)
+    assert algorithm_named("qmix") == QLearning()
+    assert algorithm_named("vdn") == QLearning(mixer="sum")
+    assert algorithm_named("iql") == QLearning(mixer="none", reward="own")
+    assert algorithm_named("qtran") == QLearning(mixer="joint", mixing=Mixing(width=64))
+    assert algorithm_named("dqn") == QLearning(mixer="none", reward="own", sequence=1, ratio=0.25)
 
 
 def test_every_name_makes_a_config_and_leads_back_to_its_class():

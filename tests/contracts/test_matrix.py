@@ -46,14 +46,36 @@ COLUMNS = {
 REFUSED = {  # (algorithm, column) -> the error that says what to do
     (name, "image without a state"): "Give the TeamSpec a state, or take critic=local"
     for name in ("ppo", "mappo", "maa2c")
+} | {
+    ("coma", "continuous"): "needs Discrete actions, and this team's are Continuous",
+    ("coma", "multi-discrete"): "needs Discrete actions, and this team's are MultiDiscrete",
+    ("coma", "image without a state"): "Give the TeamSpec a state",
+}
+REFUSED |= {
+    (name, case): "one value an action needs a list of actions"
+    for name in ("dqn", "iql", "vdn", "qmix", "qtran")
+    for case in ("continuous", "multi-discrete")
+}
+REFUSED |= {(name, "image without a state"): "Give the TeamSpec a state" for name in ("qmix", "qtran")}
+QUICK = {  # what lags behind for many updates moves in two, and batches are due after the first window
+    "target_every": 1,
+    "batch": 4,
+    "ratio": 0.1,
 }
 
 
 def configured(name: str, changes: dict[str, Any]) -> Any:
     config: Any = algorithm_named(name)
-    memory = changes.get("memory", "none")
-    network = replace(config.network, hidden=(8,), memory=memory, memory_size=6, channels=(4,), agent_id=True)
-    return replace(config, network=network, rollout=8, **{k: v for k, v in changes.items() if k != "memory"})
+    small = {"hidden": (8,), "memory_size": 6, "channels": (4,), "agent_id": True, "size": 8, "heads": 2}
+    small = {each: value for each, value in small.items() if hasattr(config.network, each)}
+    if hasattr(config.network, "memory_size"):  # who acts in turn has its memory by name: rec-sable
+        small["memory"] = changes.get("memory", "none")
+    network = replace(config.network, **small)
+    quick = {name: value for name, value in QUICK.items() if hasattr(config, name)}
+    if getattr(config, "reward", None) == "common":
+        quick["reward"] = "mean"  # in these worlds everybody is paid something else
+    changes = {name: value for name, value in changes.items() if name != "memory"}
+    return replace(config, network=network, rollout=8, **quick, **changes)
 
 
 def begun(name: str, case: Column) -> tuple[Any, Collector]:
@@ -65,12 +87,15 @@ def begun(name: str, case: Column) -> tuple[Any, Collector]:
 
 
 def weights(learner: Any) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in learner.policy.named_parameters()}
+    """Everything that is learned or follows what is learned, whether it acts or not."""
+    modules = {name: each for name, each in vars(learner).items() if isinstance(each, torch.nn.Module)}
+    named = ((f"{at}.{name}", value) for at, each in modules.items() for name, value in each.named_parameters())
+    return {name: value.detach().clone() for name, value in named}
 
 
-def update(learner: Any, collector: Collector) -> None:
-    learner.experience.add(collector.collect())
-    batches = list(learner.experience.due(40))
+def update(learner: Any, collector: Collector, nth: int = 1) -> None:
+    learner.experience.add(collector.collect(), collector.final)
+    batches = list(learner.experience.due(40 * nth))
     assert batches
     for batch in batches:
         learner.update(batch)
@@ -86,18 +111,20 @@ def test_every_cell_trains_or_is_refused(name: str, case: str) -> None:
     learner, collector = begun(name, COLUMNS[case])
     before = weights(learner)
     update(learner, collector)
-    kept = deepcopy((learner.state_dict(), collector.state_dict()))  # as a file would keep it
-    update(learner, collector)
+    parts = (learner, learner.experience, collector)
+    kept = deepcopy([each.state_dict() for each in parts])  # as a file would keep it
+    update(learner, collector, 2)
     after = weights(learner)
     still = [each for each in before if torch.equal(before[each], after[each])]
     assert not still, f"these did not move: {still}"
     if case == "kill and resume":
         twin, its_collector = begun(name, COLUMNS[case])
         twin.load_state_dict(kept[0])
-        its_collector.load_state_dict(kept[1], 0)
+        twin.experience.load_state_dict(kept[1])
+        its_collector.load_state_dict(kept[2], 0)
         with pytest.raises(AssertionError):  # before the second update the twin is elsewhere: the comparison can fail
             assert_equal(weights(twin), after)
-        update(twin, its_collector)
+        update(twin, its_collector, 2)
         assert_equal(weights(twin), after)
 
 

@@ -265,3 +265,32 @@ def test_actions_of_discrete_policies_are_the_samples() -> None:
     single, several = torch.tensor([1, 0]), torch.tensor([[1, 0]])
     assert torch.equal(Categorical(torch.zeros(2, 3)).action(single), single)
     assert torch.equal(MultiCategorical(torch.zeros(1, 2, 3)).action(several), several)
+
+
+@given(st.floats(0, 1), st.integers(0, 2**31))
+def test_a_floored_choice_is_the_mixture_over_legal_actions(epsilon: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (4 * torch.randn(5, 6, generator=generator, dtype=torch.float64)).requires_grad_()
+    mask = torch.rand(5, 6, generator=generator) < 0.6
+    mask[:, 0] = True
+    floored = Categorical(logits, mask).floored(torch.tensor(epsilon, dtype=torch.float64))
+    p = logits.masked_fill(~mask, -torch.inf).softmax(-1)
+    mixture = (1 - epsilon) * p + epsilon * mask / mask.sum(-1, keepdim=True)
+    torch.testing.assert_close(floored.log_probs.exp(), mixture)
+    chosen = torch.zeros(5, dtype=torch.int64)
+    (ours,) = torch.autograd.grad(floored.log_prob(chosen).sum(), logits, retain_graph=True)
+    (theirs,) = torch.autograd.grad(mixture[:, 0].log().sum(), logits)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_floor_keeps_a_choice_without_doubts_finite() -> None:
+    logits = torch.tensor([[1e8, 0.0, -1e8], [0.0, 1e8, 0.0]], requires_grad=True)
+    mask = torch.tensor([[True, True, True], [False, True, False]])
+    for epsilon in (0.0, 0.2, 1.0):
+        floored = Categorical(logits, mask).floored(torch.tensor(epsilon))
+        legal = floored.log_prob(torch.tensor([2, 1])) if epsilon else floored.log_prob(torch.tensor([0, 1]))
+        (gradient,) = torch.autograd.grad((legal + floored.entropy()).sum(), logits)
+        assert legal.isfinite().all() and gradient.isfinite().all()
+    assert torch.allclose(
+        Categorical(logits, mask).floored(torch.tensor(0.3)).log_probs[0].exp()[1:], torch.tensor(0.1)
+    )

@@ -115,7 +115,7 @@ class Signalled(PPO):
     signals: tuple[int, ...] = (signal.SIGINT,)
 
     def learner(self, team, generator):
-        learner = PPOLearner(self, team, generator)
+        learner = super().learner(team, generator)
         learner.update = self._update(learner, learner.update)
         return learner
 
@@ -158,7 +158,7 @@ class Exploding(PPO):
     """Loses its mind at the fourth update."""
 
     def learner(self, team, generator):
-        learner = PPOLearner(self, team, generator)
+        learner = super().learner(team, generator)
         descend = learner._descend
 
         def exploding(batch):
@@ -263,3 +263,11 @@ def test_nothing_is_told_of_who_steps_a_game_on_tensors(tmp_path, capsys):
     run = with_env(a_run(steps=32), workers="auto")
     trained(replace(run, logging=replace(run.logging, progress="plain")), tmp_path)
     assert "copies in" not in capsys.readouterr().out
+
+
+def test_a_step_size_falls_over_the_run_that_was_asked_for(tmp_path):
+    run = a_run()
+    run = replace(run, algorithm=replace(run.algorithm, anneal=True, lr=1e-3))
+    trained(run, tmp_path)
+    sizes = [row["learn/lr"] for row in rows(tmp_path) if "learn/lr" in row]  # each row is the mean of two updates
+    assert sizes == pytest.approx([9.5e-4, 7.5e-4, 5.5e-4, 3.5e-4, 1.5e-4])

@@ -252,6 +252,8 @@ def test_who_leaves_terminates_once_and_an_over_game_ends_for_all():
             assert (step.stats["seen"][by_limit] == 9).all(), "cut by the limit of nine steps, and only then"
             assert step.final is not None
             assert torch.equal(step.final["state"][:, 0], 0.5 * 1.5 ** step.stats["seen"])
+            assert (step.seen["obs/pulse"][step.cut, 1, 0] == 0).all(), "every copy that was cut begins anew"
+            assert all(torch.equal(step.final[name][~step.cut], step.seen[name][~step.cut]) for name in step.seen)
         alone, over, late = alone + int(left.sum()), over + int(ended.sum()), late + int(by_limit.sum())
         there = step.seen["agent_mask"]
     assert min(alone, over, late) > 0

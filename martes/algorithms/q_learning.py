@@ -1,0 +1,297 @@
+"""Action values learned from replay: DQN and IQL, and what joins agents' values into the team's: VDN, QMIX, QTRAN."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from martes.algorithms.learner import Metrics
+from martes.algorithms.off_policy import OPTIMISERS, Store
+from martes.algorithms.qtran import consistency
+from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
+from martes.data import Field, TeamSpec, Workspace
+from martes.data.experience import Episodes, Replayed, Transitions
+from martes.errors import ConfigError, NonFiniteError
+from martes.maths.masks import masked_mean
+from martes.maths.returns import lambda_returns, n_step_returns
+from martes.networks import Network, Sharing, clipped_by_slot
+from martes.networks.mixers import Joint, JointValue, Kind, Mixing, TeamValues, mixer_of
+from martes.networks.q_values import AgentForm, Exploration, ValuePolicy
+from martes.networks.targets import follow, still_copy
+
+
+@dataclass(frozen=True)
+class QLearning:
+    """Values of actions, learned from a replay of whole episodes or of short sequences.
+
+    Source: Mnih et al. 2015 (DQN); for teams Sunehag et al. 2018 (VDN), Rashid et al. 2018 (QMIX), Son et al. 2019
+    (QTRAN-base).
+    """
+
+    mixer: Kind = "monotone"
+    """What joins the agents' values: none (IQL, DQN), sum (VDN), monotone (QMIX), joint (QTRAN-base)."""
+    mixing: Mixing = field(default_factory=Mixing)
+    """The mixer's form."""
+    reward: Reward = "common"
+    """Each agent's own; one for all, refused where they differ; or the team's mean (of the living) or sum."""
+    sharing: Sharing = "shared"
+    """Which agents share parameters: all, those of a group, or none."""
+    network: Network = field(default_factory=lambda: Network(agent_id=True))
+    """The agents' network."""
+    last_action: bool = False
+    """Tell agents what they did last?"""
+    dueling: bool = False
+    """Make up Q of a value and of advantages (Wang et al. 2016)?"""
+    double: bool = True
+    """Let the online network choose the next action that the target network values (van Hasselt et al. 2016)?"""
+    exploration: Exploration = field(default_factory=Exploration)
+    """How training departs from the best action."""
+    gamma: float = 0.99
+    """Discount of the return per step."""
+    n_step: int = 1
+    """Rewards in a target before it bootstraps."""
+    td_lambda: float = 0.0
+    """Weight of long returns in the target: 0 is n-step, 1 is Monte Carlo."""
+    rollout: int = 10
+    """Steps of each environment between two looks at which updates are due."""
+    ratio: float = 0.02
+    """Gradient steps for each environment step, however many environments there are."""
+    warmup: int = 0
+    """Environment steps before learning starts; it also waits until a batch is there."""
+    batch: int = 32
+    """Episodes, or sequences, of one gradient step."""
+    sequence: int | None = None
+    """Steps to learn from in each sequence of a batch; none: whole episodes."""
+    burn_in: int = 16
+    """Steps before a sequence that only fill the memory of agents that have one."""
+    store: Store = field(default_factory=Store)
+    """What is kept of the past, and which of it is drawn."""
+    target_every: int = 200
+    """Gradient steps between two copies of the networks into the target networks."""
+    target_rate: float | None = None
+    """Share of the way that the target networks go at every gradient step instead; none: whole copies."""
+    optimiser: Literal["adam", "rmsprop"] = "adam"
+    """What takes the gradient steps."""
+    lr: float = 5e-4
+    """Step size."""
+    optimiser_eps: float = 1e-5
+    """Term that keeps the optimiser's denominator from 0."""
+    max_grad_norm: float | None = 10.0
+    """Longest gradient of the agents' networks, per slot, and of the mixer; none: any."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_step", "rollout", "batch", "target_every"):
+            _refuse(name, getattr(self, name), getattr(self, name) < 1, "1 or more")
+        for name in ("warmup", "burn_in"):
+            _refuse(name, getattr(self, name), getattr(self, name) < 0, "0 or more")
+        for name in ("gamma", "td_lambda"):
+            _refuse(name, getattr(self, name), not 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        for name in ("lr", "optimiser_eps", "ratio"):
+            _refuse(name, getattr(self, name), getattr(self, name) <= 0, "above 0")
+        limit, rate, steps = self.max_grad_norm, self.target_rate, self.sequence
+        _refuse("max_grad_norm", limit, limit is not None and limit <= 0, "above 0, or none")
+        _refuse("target_rate", rate, rate is not None and not 0 < rate <= 1, "above 0 and at most 1, or none")
+        _refuse("sequence", steps, steps is not None and steps < 1, "1 or more, or none")
+        _refuse("n_step", self.n_step, self.n_step > 1 and self.td_lambda > 0, "1 where td_lambda is above 0")
+        alone = self.mixer != "none" and self.reward == "own"
+        _refuse("reward", self.reward, alone, f"common, mean or sum where mixer={self.mixer} joins the agents' values")
+
+    def learner(self, team: TeamSpec, generator: torch.Generator) -> "QLearner":
+        """A fresh learner of this team; every random number it ever needs comes from `generator`."""
+        return QLearner(self, team, generator)
+
+
+def _refuse(name: str, value: object, is_wrong: bool, cure: str) -> None:
+    if is_wrong:
+        raise ConfigError(f"algorithm.{name} is {value}: it must be {cure}")
+
+
+class Errors(NamedTuple):
+    """What a batch says of the values: [time env agent], or [time env 1] where a mixer makes one for all."""
+
+    taken: Float[Tensor, "time env value"]
+    """Of the actions that were taken."""
+    target: Float[Tensor, "time env value"]
+    mask: Bool[Tensor, "time env value"]
+    """True where a loss counts."""
+    consistency: dict[str, Float[Tensor, "time env value"]]
+    """What else is to be small."""
+
+    @property
+    def td(self) -> Float[Tensor, "time env value"]:
+        """How far the values are above their targets."""
+        return self.taken - self.target
+
+
+class QLearner:
+    """Q-learning at work on one team."""
+
+    def __init__(self, config: QLearning, team: TeamSpec, generator: torch.Generator) -> None:
+        self.config, self.team = config, team
+        form = AgentForm(config.network, config.sharing, config.last_action, config.dueling)
+        agents = ValuePolicy(team, form, config.exploration, generator)
+        mixer = mixer_of(config.mixer, team, config.mixing, agents.body.size, generator)
+        self.online = TeamValues(agents, mixer).to(generator.device)
+        self.target = still_copy(self.online)
+        self.policy = self.online.agents
+        self.optimiser = OPTIMISERS[config.optimiser](self.online.parameters(), config.lr, eps=config.optimiser_eps)
+        self.experience = Replayed(
+            config.store.schema(team, self.online.reads),
+            generator,
+            self._drawn(),
+            config.store.capacity,
+            ratio=config.ratio,
+            warmup=config.warmup,
+            steps=config.rollout,
+            prioritised=config.store.prioritised,
+            folder=config.store.place,
+            device=generator.device if config.store.device == "learner" else "cpu",
+        )
+        self.updates = 0
+        self.env_steps = 0
+
+    def _drawn(self) -> Episodes | Transitions:
+        """What a batch is made of: an n-step target needs n - 1 steps beyond those to learn from."""
+        config = self.config
+        if config.sequence is None:
+            return Episodes(config.batch)
+        remembers = self.policy.initial_memory(1) != ()
+        return Transitions(config.batch, config.sequence + config.n_step - 1, config.burn_in if remembers else 0)
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """Acting adds nothing to the team's fields."""
+        return {}
+
+    def update(self, batch: Workspace) -> Metrics:
+        """Learns from one batch; returns what to watch."""
+        if self.config.reward == "common":
+            refuse_unequal(batch["reward"], batch.mask & self._counted(batch), self.team.agents)
+        errors = self.errors(batch)
+        loss, metrics = self._weighed(errors, batch["weight"])
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        slots, limit = self.policy.slots.count, self.config.max_grad_norm
+        norms = [clipped_by_slot(self.policy.parameters(), slots, limit)]
+        if any(True for _ in self.online.mixer.parameters()):
+            norms.append(clipped_by_slot(self.online.mixer.parameters(), 1, limit))
+        norm = torch.cat(norms).square().sum().sqrt()
+        if not bool((loss.detach() + norm).isfinite()):
+            raise NonFiniteError("the loss or its gradient is not finite", batch)
+        self.optimiser.step()
+        self.experience.prioritise(batch, masked_mean(errors.td.detach().abs(), errors.mask, (0, 2)))
+        self._move_on(batch)
+        rate = "epsilon" if self.config.exploration.kind == "epsilon" else "temperature"
+        return metrics | {"grad_norm": norm, rate: torch.tensor(self.policy.rate, dtype=torch.float64)}
+
+    def _move_on(self, batch: Workspace) -> None:
+        """Moves what follows the updates: target networks, statistics of observations, exploration."""
+        self.updates += 1
+        if self.config.target_rate is not None:
+            follow(self.target, self.online, self.config.target_rate)
+        elif self.updates % self.config.target_every == 0:
+            follow(self.target, self.online)
+        self.policy.observe(batch)
+        self.env_steps = self.experience.env_steps
+        self.policy.rate = self.config.exploration.rate(self.env_steps)
+
+    def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
+        """L = mean w (Q(s_t, a_t) - y_t)^2 over the steps that count, and what to watch (Rashid et al. 2018, eq. 6)."""
+        return self._weighed(self.errors(batch), batch["weight"])
+
+    def errors(self, batch: Workspace) -> Errors:
+        """Q(s_t, a_t), of the agents or joined, and its target y_t.
+
+        y_t = r_t + gamma d_t Q'(s_{t+1}, a*), a* the legal action of the greatest online Q (double Q) or target Q'; the
+        row after a step is what really followed, at a time limit too. n_step and td_lambda make longer returns of it.
+        """
+        reward, discount, alive = self._told(batch)
+        mixer, inputs = self.online.mixer, {name: batch[name] for name in self.online.reads}
+        state = mixer.view.seen(inputs)
+        own = self.policy.unrolled(batch)
+        greedy = self.policy.greedy(own["q"].detach(), inputs)  # time+1 env agent
+        now, then = slice(0, batch.time), slice(1, batch.time + 1)
+        chosen = Joint.at(now, own, batch["action"], inputs, state)
+        taken = mixer(chosen)
+        with torch.no_grad():
+            others = self.target.agents.unrolled(batch)
+            best = greedy if self.config.double else self.policy.greedy(others["q"], inputs)
+            next_value = self.target.mixer(Joint.at(then, others, best[then], inputs, state))
+            target = self._returns(reward, next_value, discount * alive[then], batch["cut"])
+        more: dict[str, Tensor] = {}
+        if isinstance(mixer, JointValue):
+            more = consistency(mixer, chosen, Joint.at(now, own, greedy[now], inputs, state), taken)
+        return Errors(taken, target, alive[now] & self._counted(batch), more)
+
+    def _told(self, batch: Workspace) -> tuple[Tensor, Tensor, Tensor]:
+        """Reward and discount [time env value], and who is there [time+1 env value]: agents, or the team as one.
+
+        The team goes on while any member does. What an agent that is gone may still expect is 0.
+        """
+        discount, alive = batch["discount", "agent_mask"]
+        reward = rewards_of(self.config.reward, batch["reward"], alive[:-1])
+        if self.online.mixer.is_of_team:
+            discount, alive = discount.amax(-1, keepdim=True), alive.any(-1, keepdim=True)
+        return reward.expand_as(discount), self.config.gamma * discount, alive
+
+    def _returns(self, reward: Tensor, next_value: Tensor, discount: Tensor, cut: Tensor) -> Tensor:
+        if self.config.td_lambda > 0:
+            return lambda_returns(reward, next_value, discount, cut, self.config.td_lambda)
+        return n_step_returns(reward, next_value, discount, cut, self.config.n_step)
+
+    def _counted(self, batch: Workspace) -> Bool[Tensor, "time env 1"]:
+        """The steps to learn from: not padding, nor what fills the memory, nor what only completes n-step returns."""
+        counted = batch["counted"]
+        if self.config.sequence is not None:
+            counted = counted & (counted.cumsum(0) <= self.config.sequence)
+        return counted.unsqueeze(-1)
+
+    def _weighed(self, errors: Errors, weight: Float[Tensor, "env"]) -> tuple[Tensor, Metrics]:
+        error, mask = errors.td, errors.mask
+        weight = weight.unsqueeze(-1)
+        td_loss = masked_mean(weight * error.square(), mask)
+        more = {name: masked_mean(weight * each, mask) for name, each in errors.consistency.items()}
+        mixing = self.config.mixing
+        weights = {"opt_loss": mixing.lambda_opt, "nopt_loss": mixing.lambda_nopt}
+        loss = sum((weights[name] * each for name, each in more.items()), td_loss)
+        metrics = {
+            "loss": loss,
+            "td_error_abs": masked_mean(error.abs(), mask),
+            "q_taken_mean": masked_mean(errors.taken, mask),
+            "target_mean": masked_mean(errors.target, mask),
+            **(more and {"td_loss": td_loss} | more),
+        }
+        return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights, target weights, optimiser and counters; random state is the experience's."""
+        return {
+            "policy": self.policy.state_dict(),
+            "mixer": self.online.mixer.state_dict(),
+            "target": self.target.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "counters": {"updates": self.updates, "env_steps": self.env_steps},
+        }
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restores `state_dict`. Raises KeyError where it is the state of another kind of learner."""
+        match state:
+            case {
+                "policy": dict() as policy,
+                "mixer": dict() as mixer,
+                "target": dict() as target,
+                "optimiser": dict() as optimiser,
+                "counters": {"updates": int() as updates, "env_steps": int() as env_steps},
+            }:
+                self.policy.load_state_dict(policy)
+                self.online.mixer.load_state_dict(mixer)
+                self.target.load_state_dict(target)
+                self.optimiser.load_state_dict(deepcopy(optimiser))  # torch would share the moments with the giver
+                self.updates, self.env_steps = updates, env_steps
+                self.policy.rate = self.config.exploration.rate(env_steps)
+            case _:
+                raise KeyError(f"this is no state of a Q-learner: it holds {', '.join(state)}")

@@ -132,7 +132,7 @@ def joint_source(team: TeamSpec) -> tuple[str, int]:
     if not isinstance(seen, Vector):
         raise ConfigError(
             "a central critic needs a state vector, or vector observations to join; this team sees "
-            f"{dict(team.parts)}. Give the TeamSpec a state, or take critic=local where the algorithm has it"
+            f"{dict(team.parts)}. Give the TeamSpec a state, or take critic=local or mixer=sum where there is one"
         )
     return "obs", seen.size * team.size
 

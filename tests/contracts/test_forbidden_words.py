@@ -20,7 +20,7 @@ def is_text(path: Path) -> bool:
 
 
 def test_nothing_names_a_machine_or_how_it_was_written():
-    folders = [path for name in ("martes", "tests", "docs", ".ci") for path in (ROOT / name).rglob("*")]
+    folders = [path for name in ("martes", "tests", "docs", "examples", ".ci") for path in (ROOT / name).rglob("*")]
     texts = [path for path in (*ROOT.iterdir(), *folders) if is_text(path)]
     assert {ROOT / "Makefile", Path(__file__)} <= set(texts)
     found = [

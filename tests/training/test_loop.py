@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from martes.algorithms.ppo import PPO, PPOLearner
+from martes.algorithms.ppo import PPO
 from martes.data import Workspace
 from martes.envs import process
 from martes.envs.wrappers import Wrap

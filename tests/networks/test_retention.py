@@ -351,7 +351,9 @@ def test_queries_from_elsewhere_are_the_same_map() -> None:
     layer = Layer()
     own, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state)
     given, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x, Timing()))
-    other, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x.flip(1), Timing()))
+    other, _ = layer.module(
+        layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x.flip(1), Timing())
+    )
     assert torch.allclose(own, given) and not torch.allclose(own, other)
 
 

@@ -59,13 +59,19 @@ def test_yaml_is_complete_and_in_the_order_of_the_fields():
         "start_method": "spawn",
     }
     assert tree["env"]["wrap"] == {each.name: plain(each.default) for each in fields(Wrap)}
-    assert list(tree["algorithm"])[:4] == ["name", "critic", "sharing", "network"]
+    assert list(tree["algorithm"])[:4] == ["name", "sharing", "rollout", "epochs"]
     assert tree["algorithm"]["name"] == "ppo"
     assert "hidden: [64, 64]\n" in SPREAD.to_yaml()
 
 
 def test_every_value_can_be_typed():
-    for name in ("mappo/mpe-spread", "ippo-gru/lbf-8x8-2p-2f-coop", "maa2c/probe-death"):
+    for name in (
+        "mappo/mpe-spread",
+        "ippo-gru/lbf-8x8-2p-2f-coop",
+        "rec-sable/probe-death",
+        "mat/two-step",
+        "vdn/climbing",
+    ):
         experiment = PRESETS[name]
         settings = list(settings_of(experiment))
         assert all(each.doc for each in settings)

@@ -39,11 +39,15 @@ def takes_anything(maker: Callable[..., object]) -> bool:
 
 
 def _docs(maker: Callable[..., object]) -> dict[str, str]:
-    try:
-        found = parse_from_object(maker).params
-    except TypeError:  # a class of Python's own, without source
-        return {}
-    return {each.arg_name: " ".join((each.description or "").split()) for each in found}
+    """Name -> docstring; a field that a class inherits is described where it stands."""
+    found: dict[str, str] = {}
+    for each in reversed(maker.__mro__) if isinstance(maker, type) else (maker,):
+        try:
+            params = parse_from_object(each).params
+        except (TypeError, OSError):  # a class of Python's own, without source
+            continue
+        found |= {param.arg_name: " ".join((param.description or "").split()) for param in params}
+    return found
 
 
 def _parameters(maker: Callable[..., object]) -> Iterable[inspect.Parameter]:

@@ -68,3 +68,16 @@ def test_who_takes_anything():
 
 def test_a_builtin_that_tells_nothing_has_no_options():
     assert options_of(dict) == {}
+
+
+@dataclass(frozen=True)
+class Inherited(Config):
+    """A config with one value more."""
+
+    more: int = 1
+    """More."""
+
+
+def test_inherited_fields_are_described_where_they_stand():
+    docs = {name: option.doc for name, option in options_of(Inherited).items()}
+    assert docs == {"rate": "How fast it goes.", "sizes": "Widths.", "bare": "", "more": "More."}

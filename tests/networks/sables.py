@@ -17,9 +17,9 @@ from martes.networks.sable import SableShape
 from tests.worlds import WORLDS, World
 
 SHAPES = {
-    "memory": SableShape(size=8, heads=2, layers=2, decay_scale=1.0, chunk_size=5),
-    "no memory": SableShape(size=8, heads=2, layers=2, memory=False, chunk_size=2),
-    "one chunk, no clock": SableShape(size=8, decay_scale=0.8, chunk_size=1000, time_encoding="none"),
+    "memory": SableShape(size=8, heads=2, layers=2, decay_scale=1.0, chunk_size=5, retention_init="faint"),
+    "no memory": SableShape(size=8, heads=2, layers=2, memory=False, chunk_size=2, retention_init="faint"),
+    "one chunk, no clock": SableShape(size=8, chunk_size=1000, time_encoding="none", retention_init="faint"),
     "drawn order, turned": SableShape(size=8, heads=2, decay_scale=1.0, time_encoding="rotary", order="drawn"),
     "named actions, no layers": SableShape(size=8, chunk_size=1, names_actions=True, feed_forward=False),
 }

@@ -173,6 +173,21 @@ def located(run: Place) -> tuple[RunFolder, Path | None]:
     return folder, folder.newest_checkpoint()
 
 
+def saved_near(run: Place, step: int) -> Path:
+    """The checkpoint of a run that was saved nearest to a step. Raises CheckpointError where there is none yet."""
+    folder, named = located(run)
+    if named is not None and named == Path(run):
+        raise ConfigError(f"{run} is one checkpoint: name its run, {folder.path}, to choose one by its step")
+    found = checkpoint.nearest_to(folder.checkpoints, step)
+    if found is None:
+        raise _nothing_saved(folder)
+    return found
+
+
+def _nothing_saved(folder: RunFolder) -> CheckpointError:
+    return CheckpointError(f"{folder.path} has no checkpoint yet: let it train on (--resume {folder.path})")
+
+
 def experiment_of(folder: RunFolder) -> Experiment:
     """What config.yaml of a run says. Raises CheckpointError where it cannot be read, ConfigError where it is none."""
     try:
@@ -210,7 +225,7 @@ def restored(run: Place, copies: int = 1, device: str = "cpu", guest: Guest | No
     folder, path = located(run)
     experiment = experiment_of(folder)
     if path is None:
-        raise CheckpointError(f"{folder.path} has no checkpoint yet: let it train on (--resume {folder.path})")
+        raise _nothing_saved(folder)
     weights = _weights(path)
     _refuse_absent(device)
     env = made_env(experiment.env, copies, device, guest)
@@ -268,13 +283,13 @@ def load(run: Place, device: str = "cpu", seed: int = 0) -> LoadedPolicy:
 def evaluate(run: Place, episodes: int = 100, greedy: bool | None = None, seed: int = 0, device: str = "cpu") -> Scores:
     """The scores of fresh test episodes of a run, greedy or not as in its own evaluations unless told."""
     found = restored(run, min(episodes, 64), device)
-    return scored(found, episodes, found.experiment.evaluation.greedy if greedy is None else greedy, seed)
+    with closing(found.env):
+        return scored(found, episodes, found.experiment.evaluation.greedy if greedy is None else greedy, seed)
 
 
 def scored(found: Restored, episodes: int, greedy: bool, seed: int) -> Scores:
-    """The scores of test episodes of a restored policy; its environment is closed afterwards."""
-    with closing(found.env):
-        return scores_of(found.policy, found.env, episodes, seed_of(seed, "evaluate"), greedy)
+    """The scores of test episodes of a restored policy; its environment stays open."""
+    return scores_of(found.policy, found.env, episodes, seed_of(seed, "evaluate"), greedy)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

@@ -107,7 +107,11 @@ TASKS: dict[str, int] = {
     "mpe2-adversary": 1_000_000,
     "rware-tiny-2ag": 4_000_000,
     "smax-3m": 500_000,
+    "smax-8m": 1_000_000,
+    "smax-5m_vs_6m": 2_000_000,
     "smax-2s3z": 1_000_000,
+    "smax-3s5z": 2_000_000,
+    "smax-smacv2_5_units": 2_000_000,
     "overcooked-cramped-room": 3_000_000,
     "hanabi-small": 4_000_000,
     "mamujoco-halfcheetah-2x3": 1_000_000,
@@ -131,9 +135,11 @@ ANY_TASK = 1_000_000
 """Environment steps of a task that is named by family, as in ippo/gymnasium:CartPole-v1."""
 _ANY = tuple(f"{family}:<task>" for family in FAMILIES)
 
-# What a task's size makes necessary, whatever the algorithm.
+# What the size of a task, or of all tasks of a family, makes necessary, whatever the algorithm.
 SIZES: dict[str, dict[str, object]] = {
     "magent2-battle": {"env.copies": 4, "evaluation.episodes": 4},  # 162 agents, each with a picture
+    "smac": {"env.copies": 4, "env.workers": 4},  # a game of StarCraft II for each copy
+    "smacv2": {"env.copies": 4, "env.workers": 4},
 }
 
 
@@ -155,7 +161,8 @@ class Presets(Mapping[str, "Experiment"]):
 
         steps = TASKS.get(task, ANY_TASK)
         schedule = {"training.steps": steps, "training.save_every": steps // 4, "logging.every": steps // 100}
-        values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20} | SIZES.get(task, {})
+        sizes = SIZES.get(task, SIZES.get(task.partition(":")[0], {}))
+        values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20} | sizes
         return Experiment(Environment(task), algorithm_named(algorithm.removesuffix("-gru"))).changed(values)
 
     def __contains__(self, name: object) -> bool:

@@ -47,6 +47,7 @@ def test_what_an_algorithm_would_refuse_is_no_preset(name, task):
 def test_a_task_is_named_by_its_family_too():
     assert PRESETS["ippo/gymnasium:CartPole-v1"].env.name == "gymnasium:CartPole-v1"
     assert "ippo/gymnasium" not in PRESETS
+    assert PRESETS["qmix/smac:3m"].env.workers == PRESETS["mappo/smacv2:10gen_zerg"].env.copies == 4
     with pytest.raises(ConfigError, match="unknown; did you mean 'gymnasium:<task>'"):
         PRESETS["ippo/gymnasum:CartPole-v1"]
 

@@ -52,7 +52,9 @@ def weights_of(run: Path) -> dict[str, Tensor]:
 
 def returns(run: Path, guest: api.Guest | None = None, episodes: int = 20) -> set[tuple[float, ...]]:
     """What the agents earned, episode by episode."""
-    scores = api.scored(api.restored(run, 8, guest=guest), episodes, greedy=True, seed=0)
+    found = api.restored(run, 8, guest=guest)
+    with closing(found.env):
+        scores = api.scored(found, episodes, greedy=True, seed=0)
     return {tuple(each) for each in scores.agent_returns.tolist()}
 
 

@@ -1,5 +1,6 @@
 """The subcommands: each is a dataclass whose fields are its options, and which runs when it is called."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
@@ -8,11 +9,13 @@ from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from martes.cli import tables
 from martes.cli.words import Overrides
-from martes.errors import ConfigError, MartesError
+from martes.errors import ConfigError, EnvError, MartesError
 from martes.presets import DEFAULT
 
 if TYPE_CHECKING:
+    from martes.api import Restored
     from martes.experiment import Experiment
+    from martes.training.evaluate import Scores
 
 INTERRUPTED = 130
 """The exit code of a run that Ctrl-C ended, saved."""
@@ -75,6 +78,10 @@ class Evaluate:
     """Run folder, or one of its checkpoints."""
     episodes: int = 100
     """Test episodes."""
+    step: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the newest)")] = None
+    """Take the checkpoint that was saved nearest to so many environment steps."""
+    save_replay: Flag = False
+    """Let the game save its own replay (StarCraft II does), of one copy that plays every episode."""
     against: Annotated[str | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """Who plays the agents --agents in its place: another run, or random."""
     agents: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
@@ -91,14 +98,25 @@ class Evaluate:
     def __call__(self) -> int:
         """Prints a table of returns."""
         from martes import api
-        from martes.report.intervals import interval
+        from martes.envs.single import save_replay
 
         if self.agents and self.against is None:
             raise ConfigError("--agents names whom --against plays: give both")
         guest = None if self.against is None else api.Guest(self.against, self.agents)
-        found = api.restored(self.run, max(min(self.episodes, 64), 1), self.device, guest)
-        greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
-        scores = api.scored(found, self.episodes, greedy, self.seed)
+        place = self.run if self.step is None else api.saved_near(self.run, self.step)
+        copies = 1 if self.save_replay else max(min(self.episodes, 64), 1)
+        found = api.restored(place, copies, self.device, guest)
+        with closing(found.env):
+            greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
+            self._show(found, api.scored(found, self.episodes, greedy, self.seed), greedy)
+            if self.save_replay:
+                save_replay(found.env)
+                print("replay: saved by the game, where it keeps its own (env.replay_dir, or Replays below SC2PATH)")
+        return 0
+
+    def _show(self, found: "Restored", scores: "Scores", greedy: bool) -> None:
+        from martes.report.intervals import interval
+
         team = found.env.team
         members = {"team": range(team.size)} | ({} if len(team.groups) < 2 else dict(team.groups))
         if 1 < team.size <= 32:
@@ -111,7 +129,6 @@ class Evaluate:
         for name, value in {"length": float(scores.lengths.double().mean()), **scores.stats}.items():
             table.add_row(name, f"{value:.4g}", "")
         tables.console().print(tables.titled(f"{self.run}, step {found.steps:,}: {how}", table))
-        return 0
 
 
 @dataclass(frozen=True)
@@ -259,7 +276,27 @@ class Report:
         return 0
 
 
-Command = Train | Evaluate | Play | Sweep | List | Bench | Report
+@dataclass(frozen=True)
+class Check:
+    """Test what a game needs beside its Python package, and say the cure for what is missing."""
+
+    what: Annotated[Positional[Literal["starcraft"]], arg(metavar="GAME")]
+    """starcraft."""
+
+    def __call__(self) -> int:
+        """Prints a table; 0 where nothing is missing."""
+        from martes.envs.adapters.starcraft import checks
+
+        table, found = tables.table("", "found", "cure"), checks()
+        for each in found:
+            table.add_row(each.subject, each.found, each.cure)
+        tables.console().print(tables.titled("StarCraft II", table))
+        is_complete = not any(each.cure for each in found)
+        print("all is there: martes train qmix/smac:3m" if is_complete else "without it: martes train qmix/smax-3m")
+        return 0 if is_complete else EnvError.exit_code
+
+
+Command = Train | Evaluate | Play | Sweep | List | Check | Bench | Report
 COMMANDS: dict[str, type[Command]] = {each.__name__.lower(): each for each in get_args(Command)}
 
 

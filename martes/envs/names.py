@@ -1,7 +1,7 @@
 """The names of tasks: what makes each, what it is, and which extra brings its package. Reading them imports none."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import NamedTuple
@@ -63,7 +63,10 @@ def _outside(family: str, name: str, doc: str, **options: object) -> Entry:
     return Entry(made.place, doc, {"task": name, **options}, made.extra, made.package)
 
 
-_SMAX = Entry(f"{_JAX}:smax", "three marines against three, without StarCraft", {"map_name": "3m"}, "jax", "jaxmarl")
+def _smax(battle: str, doc: str) -> Entry:
+    """SMAX on one of its maps."""
+    return Entry(f"{_JAX}:smax", doc, {"map": battle}, "jax", "jaxmarl")
+
 
 CATALOGUE: Mapping[str, Entry] = {
     "mpe-spread": Entry(f"{_MPE}:Spread", "cover every landmark, do not collide"),
@@ -109,8 +112,12 @@ CATALOGUE: Mapping[str, Entry] = {
     "mpe2-tag": _outside("mpe2", "simple_tag_v3", "mpe-tag, the original"),
     "mpe2-adversary": _outside("mpe2", "simple_adversary_v3", "mpe-adversary, the original"),
     "rware-tiny-2ag": _outside("rware", "rware-tiny-2ag-v2", "robotic warehouse: fetch the shelves that are asked for"),
-    "smax-3m": _SMAX,
-    "smax-2s3z": replace(_SMAX, doc="two stalkers and three zealots against as many", options={"map_name": "2s3z"}),
+    "smax-3m": _smax("3m", "three marines against three, without StarCraft"),
+    "smax-8m": _smax("8m", "eight marines against eight"),
+    "smax-5m_vs_6m": _smax("5m_vs_6m", "five marines against six"),
+    "smax-2s3z": _smax("2s3z", "two stalkers and three zealots against as many"),
+    "smax-3s5z": _smax("3s5z", "three stalkers and five zealots against as many"),
+    "smax-smacv2_5_units": _smax("smacv2_5_units", "five against five, drawn anew each episode, as in SMACv2"),
     "overcooked-cramped-room": Entry(f"{_JAX}:overcooked", "two cooks in each other's way", {}, "jax", "jaxmarl"),
     "hanabi-small": _outside(
         "jaxmarl", "hanabi", "two colours, two ranks: fireworks by hints alone", num_colors=2, num_ranks=2, hand_size=2

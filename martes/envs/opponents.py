@@ -14,6 +14,7 @@ from martes.data import Fields, Memory, Schema, TeamSpec, TimeStep, VectorEnv
 from martes.data.trees import cleared, mapped
 from martes.envs.changes import over_agents
 from martes.envs.pace import drawn_actions
+from martes.envs.single import save_replay
 from martes.envs.wrappers import Lens, Wrap, is_memory, part_of, series
 from martes.errors import ConfigError, EnvError, nearest
 
@@ -199,6 +200,10 @@ class Opponents:
         step = self._env.step(joint)
         self._place(self._rival.next(self._seen_by_rival.step(step), self._seen_by_rival.action(joint)))
         return self._seats.step(step, self._choice)
+
+    def save_replay(self) -> None:
+        """Saves the environment's own replay, both sides in it."""
+        save_replay(self._env)
 
     def _place(self, chosen: Tensor) -> None:
         """Remembers the rival's action in the places of the whole team."""

@@ -25,7 +25,7 @@ from martes.data import TeamSpec
 from martes.envs import worker
 from martes.envs.pace import medians
 from martes.envs.single import Board, HostedEnv, Maker, counted, limited, serial_env
-from martes.envs.worker import ALIVE, END, FAILED, REFUSED, RENDER, RESET, STEP, Duty, StartMethod
+from martes.envs.worker import ALIVE, END, FAILED, REFUSED, RENDER, RESET, SAVE, STEP, Duty, StartMethod
 from martes.errors import ConfigError, EnvError
 
 WATCH = 1.0
@@ -189,9 +189,12 @@ class Pool:
         """A picture of one copy."""
         orders = {each: RENDER + str(copy).encode() for each in self._workers if copy in each.copies}
         (answer,) = self._ordered(orders, "drawing a picture").values()
-        if answer[:1] == REFUSED:
-            raise pickle.loads(answer[1:])
-        return pickle.loads(answer[1:])
+        return _granted(answer)
+
+    def save_replay(self) -> None:
+        """Saves what each copy recorded."""
+        for answer in self._ordered(dict.fromkeys(self._workers, SAVE), "saving replays").values():
+            _granted(answer)
 
     def close(self) -> None:
         """Ends the workers; those that take more than some seconds to close their copies are killed."""
@@ -267,6 +270,14 @@ class Pool:
             how = f"was killed by {signal.Signals(-code).name}"
             how += " (from outside: is there memory enough?)" if -code == signal.SIGKILL else ""
         return EnvError(f"{each}, {self._doing}: it {how}{each.last_lines(patience=0)}")
+
+
+def _granted(answer: bytes) -> UInt8[np.ndarray, "height width 3"]:
+    """What a worker was asked for. Raises what it refused with."""
+    told = pickle.loads(answer[1:])
+    if answer[:1] == REFUSED:
+        raise told
+    return told
 
 
 def _ended(workers: list[_Worker], selector: selectors.BaseSelector, grace: float = GRACE) -> None:

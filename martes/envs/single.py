@@ -121,6 +121,22 @@ class Board:
 
 
 @runtime_checkable
+class Recording(Protocol):
+    """What records its own episodes, such as StarCraft."""
+
+    def save_replay(self) -> None:
+        """Saves what was recorded."""
+        ...
+
+
+def save_replay(env: object) -> None:
+    """Lets an environment save what the game itself records. Raises EnvError where it records nothing."""
+    if not isinstance(env, Recording):
+        raise EnvError(f"{type(env).__name__} records no replay of its own: martes play draws a GIF")
+    env.save_replay()
+
+
+@runtime_checkable
 class Crew(Protocol):
     """Who steps the copies of a board, here or elsewhere."""
 
@@ -137,6 +153,10 @@ class Crew(Protocol):
 
     def render(self, copy: int) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of one copy."""
+        ...
+
+    def save_replay(self) -> None:
+        """Saves what each copy recorded."""
         ...
 
     def close(self) -> None:
@@ -197,6 +217,13 @@ class Copies:
         self._at = copy - self._first
         with self._telling():
             return self._envs[self._at].render()
+
+    def save_replay(self) -> None:
+        """Saves what each copy recorded. Raises EnvError where one records nothing."""
+        with self._telling():
+            for index, env in enumerate(self._envs):
+                self._at = index
+                save_replay(env)
 
     def close(self) -> None:
         """Closes every copy, each whatever comes of the others."""
@@ -259,6 +286,10 @@ class HostedEnv:
         if not 0 <= index < self.num_envs:
             raise EnvError(f"there is no copy {index}: this environment has the copies 0 to {self.num_envs - 1}")
         return self._crew.render(index)
+
+    def save_replay(self) -> None:
+        """Saves what the game itself records in each copy. Raises EnvError where it records nothing."""
+        self._crew.save_replay()
 
     def close(self) -> None:
         """Closes every copy."""

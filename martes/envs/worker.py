@@ -13,6 +13,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from math import prod
 from multiprocessing import reduction, resource_tracker
@@ -29,7 +30,7 @@ from martes.errors import ConfigError, EnvError, MartesError
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 StartMethod = Literal["spawn", "fork", "forkserver"]
-RESET, STEP, RENDER, END = b"0", b"s", b"p", b"e"
+RESET, STEP, RENDER, SAVE, END = b"0", b"s", b"p", b"v", b"e"
 """What a worker is told to do: the first byte of a message."""
 ALIVE, DONE, REFUSED, FAILED = b"a", b"d", b"r", b"f"
 """What it answers: it lives, or made one more copy; it did it; it could not, and goes on; it could not, and ends."""
@@ -207,14 +208,16 @@ def _serve(pipe: Connection, crew: Copies) -> None:
             case b"0":
                 crew.reset(np.frombuffer(order, np.int64, offset=1).tolist())
                 pipe.send_bytes(DONE)
+            case b"v":
+                pipe.send_bytes(_answer(crew.save_replay))
             case _:
-                pipe.send_bytes(_drawn(crew, int(order[1:])))
+                pipe.send_bytes(_answer(partial(crew.render, int(order[1:]))))
 
 
-def _drawn(crew: Copies, copy: int) -> bytes:
+def _answer(ask: Callable[[], object]) -> bytes:
     try:
-        return DONE + pickle.dumps(crew.render(copy))
-    except Exception as error:  # no reason to stop stepping: many tasks draw nothing
+        return DONE + pickle.dumps(ask())
+    except Exception as error:  # no reason to stop stepping: many tasks draw nothing, or record nothing
         return REFUSED + _report(error, is_traced=False)
 
 

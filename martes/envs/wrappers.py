@@ -23,6 +23,7 @@ from martes.envs.changes import (
     reward_scale,
     team_reward,
 )
+from martes.envs.single import save_replay
 from martes.errors import ConfigError, EnvError, nearest
 
 
@@ -147,6 +148,10 @@ class Changed:
     def step(self, action: Tensor) -> TimeStep:
         """The result of `action` [env agent ...] in every copy."""
         return self._lens.next(self._env.step(action), action)
+
+    def save_replay(self) -> None:
+        """Saves the environment's own replay. Raises EnvError where it has none."""
+        save_replay(self._env)
 
     def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
         """The environment's own picture."""

@@ -98,6 +98,11 @@ def newest(folder: Path) -> Path | None:
     return next(iter(_all(folder)), None)
 
 
+def nearest_to(folder: Path, step: int) -> Path | None:
+    """The checkpoint whose step is nearest (of two that are as near, the later), or None where there is none yet."""
+    return min(_all(folder), key=lambda path: abs(step_of(path) - step), default=None)
+
+
 def _prune(folder: Path, step: int, keep: int) -> None:
     kept = [path for path in _all(folder) if step_of(path) <= step and not path.suffix][: max(keep, 1)]
     for path in set(_all(folder)) - set(kept):

@@ -18,6 +18,8 @@ _WIDEST = 24
 """Evaluations that the small curve shows: the newest."""
 _FIRST_METRICS = 5
 """How many of a learner's metrics fit into a plain line: the first ones, which are its losses."""
+_OF_ALL_TASKS = ("return", "return_deviation", "return_min", "return_max", "length", "episodes", "greedy")
+"""What every evaluation tells; the rest is what the environment counts."""
 
 
 @runtime_checkable
@@ -221,14 +223,16 @@ def in_words(value: object) -> str:
 
 
 def evaluation_in_words(row: Row) -> str:
-    """How the test episodes went: mean return, its deviation over episodes, and how actions were taken."""
+    """How the test episodes went: mean return, its deviation over episodes, what the environment counts, and how."""
     how = "greedy" if row.get("evaluation/greedy") else "sampled"
     earned = f"return {in_words(row['evaluation/return'])} ± {in_words(row['evaluation/return_deviation'])}"
-    return f"evaluation {earned} ({how}, {row['evaluation/episodes']} episodes)"
+    known = {f"evaluation/{name}" for name in _OF_ALL_TASKS}
+    counted = means_in_words({name: value for name, value in row.items() if name not in known}, "evaluation/")
+    return f"evaluation {', '.join((earned, *counted))} ({how}, {row['evaluation/episodes']} episodes)"
 
 
 def means_in_words(row: Row, prefix: str) -> list[str]:
-    """The means over training episodes (`train/`) or over updates (`learn/`)."""
+    """The means over training or test episodes (`train/`, `evaluation/`) or over updates (`learn/`)."""
     return [f"{name.removeprefix(prefix)} {in_words(value)}" for name, value in row.items() if name.startswith(prefix)]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from martes.errors import CheckpointError, DataError, require
 from martes.training.display import display_for
 from martes.training.rows import Csv, JsonLines, Number, Row, Sink, TensorBoard, WeightsAndBiases
+from martes.training.sacred_runs import About, Sacred, required_sacred
 from martes.training.settings import Logging
 
 
@@ -64,9 +65,12 @@ class Log:
     def __init__(self, folder: Path, logging: Logging, total_steps: int, title: str, greedy: bool) -> None:
         if logging.wandb is not None:
             require("wandb", "wandb")
+        if logging.sacred is not None:
+            required_sacred()
         self._folder = folder
         self._logging = logging
         self._title = title
+        self._total_steps = total_steps
         self._greedy = greedy
         self._display = display_for(logging.progress, title, total_steps)
         self._sinks: list[Sink] = []
@@ -191,6 +195,9 @@ class Log:
                 self._sinks.append(TensorBoard(self._folder / "tensorboard", record.kept))
             if self._logging.wandb is not None:
                 self._sinks.append(WeightsAndBiases(self._folder, self._logging.wandb, self._title, self._identity))
+            if self._logging.sacred is not None:
+                about = About(self._title, self._total_steps, self._folder / "config.yaml")
+                self._sinks.append(Sacred(Path(self._logging.sacred), record.kept, about))
         return self._sinks
 
     def _close_sinks(self) -> None:

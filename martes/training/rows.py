@@ -147,7 +147,7 @@ class TensorBoard:
 
     def write(self, row: Row) -> None:
         """Appends the row's numbers."""
-        for name, value in _numbers(row).items():
+        for name, value in numbers_of(row).items():
             self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
 
@@ -177,12 +177,13 @@ class WeightsAndBiases:
 
     def write(self, row: Row) -> None:
         """Sends the row's numbers, or keeps them for later where there is no network."""
-        self._run.log({"step": row["step"], **_numbers(row)})
+        self._run.log({"step": row["step"], **numbers_of(row)})
 
     def close(self) -> None:
         """Ends the session."""
         self._run.finish()
 
 
-def _numbers(row: Row) -> Mapping[str, Number]:
+def numbers_of(row: Row) -> Mapping[str, Number]:
+    """The finite numbers of a row, by name, without its step and its time."""
     return {name: value for name, value in row.items() if name not in _FIRST and isinstance(value, float | int)}

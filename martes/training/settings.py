@@ -49,6 +49,8 @@ class Logging:
     """Write metrics.csv beside metrics.jsonl?"""
     wandb: str | None = None
     """Project of Weights & Biases to log to as well (needs the extra `wandb`)."""
+    sacred: str | None = None
+    """Folder for runs in Sacred's layout, under PyMARL's names of metrics (needs the extra `sacred`)."""
     progress: Literal["auto", "live", "plain", "none"] = "auto"
     """Live display, plain lines, or nothing; auto: live in a terminal, else plain."""
 

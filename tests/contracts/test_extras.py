@@ -13,6 +13,7 @@ from martes.errors import require
         ("imageio", "video"),
         ("imageio_ffmpeg", "video"),
         ("wandb", "wandb"),
+        ("sacred", "sacred"),
         ("rware", "rware"),
         ("gymnasium_robotics", "mamujoco"),
         ("mujoco", "mamujoco"),

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ import torch
 
 from martes.envs import process
 from martes.envs.adapters.pettingzoo import pettingzoo
+from martes.envs.pace import drawn_actions
 from martes.envs.process import Hosting, hosted_env, process_env
-from martes.envs.single import Maker, serial_env
+from martes.envs.single import Maker, save_replay, serial_env
 from martes.errors import ConfigError, EnvError, MissingExtra
 from tests.envs.contract import Promise, assert_same, check, played
 from tests.envs.leftovers import descendants, nothing_left
@@ -71,6 +73,36 @@ def test_stats_come_from_all_workers(unchecked):
         told = [(step.stats["range"], step.cut) for step in played(env, 0, 30) if "range" in step.stats]
         assert {copy for values, _ in told for copy in values.isfinite().nonzero()[:, 0].tolist()} == set(range(6))
         assert all(cut[values.isfinite()].all() for values, cut in told)
+
+
+class Recorder(Ramble):
+    """Strays about, and keeps what each copy did."""
+
+    def __init__(self, folder: str | None) -> None:
+        super().__init__()
+        self.folder, self.steps = folder, 0
+
+    def step(self, action, row):
+        self.steps += 1
+        return super().step(action, row)
+
+    def save_replay(self) -> None:
+        if self.folder is None:
+            raise EnvError("nothing was recorded")
+        Path(self.folder, f"{id(self)}-{os.getpid()}").write_text(f"{self.steps}")
+
+
+def test_replays_are_saved_by_the_workers_that_have_them(tmp_path, unchecked):
+    with closing(process_env(partial(Recorder, str(tmp_path)), 3, hosting=QUICK)) as env:
+        step = env.reset(0)
+        env.step(drawn_actions(env.team, step, torch.Generator()))
+        save_replay(env)
+        assert [path.read_text() for path in tmp_path.iterdir()] == ["1"] * 3
+    with closing(process_env(partial(Recorder, None), 2, hosting=QUICK)) as env:
+        env.reset(0)
+        with pytest.raises(EnvError, match=r"environment copy [01].*nothing was recorded"):
+            save_replay(env)
+        env.reset(1)  # it goes on
 
 
 @pytest.mark.parametrize("task", ["dying", "masked", "image"])

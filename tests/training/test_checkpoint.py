@@ -41,6 +41,8 @@ def test_the_newest_are_kept_and_leftovers_go(tmp_path):
         checkpoint.save(tmp_path, tree_of(step), step, keep=2)
     assert names(tmp_path) == ["000000000200", "000000001000"]
     assert checkpoint.newest(tmp_path) == tmp_path / "000000001000"
+    assert checkpoint.nearest_to(tmp_path / "none", 5) is None
+    assert checkpoint.nearest_to(tmp_path, 10**9) == tmp_path / "000000001000"
 
 
 def test_a_run_that_went_back_drops_the_future_it_left(tmp_path):

@@ -114,6 +114,7 @@ def test_numbers_in_words(value, words):
 
 def test_a_sampled_evaluation_says_so():
     assert "(sampled, 32 episodes)" in evaluation_in_words(EVALUATION | {"evaluation/greedy": 0})
+    assert "± 9.25, battle_won 0.25 (greedy" in evaluation_in_words(EVALUATION | {"evaluation/battle_won": 0.25})
 
 
 PROGRAM = """

@@ -63,7 +63,7 @@ def smax(
     copies: int,
     device: str | torch.device = "cpu",
     limit: int | None = None,
-    map_name: str = "3m",
+    map: str = "3m",
     **options: object,
 ) -> VectorEnv:
     """`copies` of SMAX against the suite's scripted enemy; the dead are absent while the others fight on.
@@ -71,11 +71,11 @@ def smax(
     It counts `battle_won`.
 
     Args:
-        map_name: 3m, 2s3z, 3s5z, 5m_vs_6m, 8m, 27m_vs_30m, smacv2_5_units and others.
+        map: 3m, 2s3z, 3s5z, 5m_vs_6m, 8m, 27m_vs_30m, smacv2_5_units and others; `map_name` is the same.
         limit: steps after which an episode is cut, if the task does not cut it before.
         options: what HeuristicEnemySMAX and SMAX take: `attack_mode`, `see_enemy_actions`, `max_steps` and others.
     """
-    return jaxmarl("HeuristicEnemySMAX", copies, device, limit, map_name=map_name, **options)
+    return jaxmarl("HeuristicEnemySMAX", copies, device, limit, **{"map_name": map, **options})
 
 
 def overcooked(

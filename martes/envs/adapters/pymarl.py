@@ -208,7 +208,7 @@ class PymarlTeam:
         """Saves what the game itself records. Raises EnvError where it records nothing."""
         save = method(self._env, "save_replay")
         if save is None:
-            raise EnvError(f"{self._name} records no replay: it has no save_replay()")
+            raise EnvError(f"{self._name} records no replay: it has no save_replay(); martes play draws a GIF")
         save()
 
     def statistics(self) -> Mapping[str, float]:
@@ -231,16 +231,18 @@ class PymarlTeam:
             close()
 
 
-def smac(task: str, **options: object) -> SingleEnv:
+def smac(task: str, map: str | None = None, **options: object) -> SingleEnv:
     """A battle of the StarCraft Multi-Agent Challenge. Its time limit is told apart from defeat.
 
     Args:
         task: a map: 3m, 2s3z, MMM2
+        map: another map, in place of the one that the task's name says; `map_name` is the same
         options: what `smac.env.StarCraft2Env` takes
     """
     package = _package("smac.env", "oxwhirl/smac", "PyPI's `smac` is another project, a tuner: uninstall it. ")
+    task = map or task
     try:
-        return PymarlTeam(package.StarCraft2Env(map_name=task, **{"continuing_episode": True, **options}))
+        return PymarlTeam(package.StarCraft2Env(**{"map_name": task, "continuing_episode": True, **options}))
     except KeyError as error:
         maps = import_module("smac.env.starcraft2.maps.smac_maps").get_smac_map_registry()
         if task in maps:
@@ -324,4 +326,5 @@ def _package(module: str, repository: str, hint: str = "") -> ModuleType:
         raise EnvError(
             f"{name} is not installed. {hint}It is on no package registry: "
             f"pip install git+https://github.com/{repository}.git, and do what its README asks for"
+            + ("; martes check starcraft says what is still missing" if name != "smaclite" else "")
         ) from None

@@ -5,6 +5,7 @@ import torch
 
 from martes.data import Continuous, Discrete, Image, Vector
 from martes.envs.adapters.jaxmarl import FAMILIES, jaxmarl, overcooked, smax
+from martes.envs.catalogue import make_env
 from martes.envs.pace import drawn_actions
 from martes.errors import ConfigError, EnvError, require
 from tests.envs.adapters.compiled import MARKS, check_compiled
@@ -78,7 +79,7 @@ def test_the_dead_of_smax_are_absent_while_the_others_fight_on():
             assert over[wins & step.cut].all()
             won, lost = won + int(wins[over].sum()), lost + int((~wins)[over].sum())
     assert min(alone, won, lost) > 0
-    assert smax(1, map_name="5m_vs_6m").team.action["ally"] == Discrete(11)
+    assert smax(1, map="5m_vs_6m").team.action["ally"] == Discrete(11)
 
 
 @pytest.mark.parametrize(
@@ -199,3 +200,25 @@ def test_what_the_suite_does_not_have_is_named(task: str, options: dict[str, obj
 
 def test_tasks_are_those_of_the_suite():
     assert set(FAMILIES) <= set(require("jaxmarl", "jax").registered_envs)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("smax-8m", {}, 8),
+        ("smax-5m_vs_6m", {}, 5),
+        ("smax-3s5z", {}, 8),
+        ("smax-smacv2_5_units", {}, 5),
+        ("smax-2s3z", {"map": "3s5z"}, 8),
+        ("smax-2s3z", {"map_name": "3s5z"}, 8),
+    ],
+)
+def test_the_maps_of_smax_are_named_and_tell_who_has_won(name: str, options: dict[str, object], size: int):
+    env = make_env(name, 2, options={**options, "max_steps": 4})
+    assert env.team.size == size and env.team.state is not None and env.team.masks_actions
+    step, generator = env.reset(0), torch.Generator().manual_seed(0)
+    for _ in range(env.team.episode_limit or 0):
+        assert step.seen["action_mask"].any(-1).all() and step.seen["state"].isfinite().all()
+        step = env.step(drawn_actions(env.team, step, generator))
+    assert step.cut.all() and step.stats["battle_won"].tolist() == [0, 0]
+    env.close()

@@ -318,8 +318,9 @@ def test_starcraft_s_makers_tell_time_limits_apart_and_name_the_nearest_map(monk
     stand_in(monkeypatch, "smac.env.starcraft2.maps.smac_maps", get_smac_map_registry=lambda: maps)
     assert smac("3m", difficulty="9").team.episode_limit == 4
     assert made == [{"continuing_episode": True, "difficulty": "9"}]
+    assert [smac("3m", **{option: "2s3z"}).team.episode_limit for option in ("map", "map_name")] == [5, 5]
     with pytest.raises(ConfigError, match="no task '2s3x' of smac; did you mean '2s3z'"):
-        smac("2s3x")
+        smac("3m", map="2s3x")
     second = "smacv2.env.starcraft2.wrapper"
     stand_in(monkeypatch, second, StarCraftCapabilityEnvWrapper=lambda **given: made.append(given) or Battle())
     assert smacv2("zerg_5_vs_6", obs_own_pos=False).team.size == 3

@@ -348,12 +348,9 @@ def test_each_head_is_normed_over_its_own_features() -> None:
 
 
 def test_queries_from_elsewhere_are_the_same_map() -> None:
-    layer = Layer()
-    own, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state)
-    given, _ = layer.module(layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x, Timing()))
-    other, _ = layer.module(
-        layer.x, Timing(), layer.evaluation(), layer.state, layer.module.queries(layer.x.flip(1), Timing())
-    )
+    layer, now = Layer(), Timing()
+    asked = [None, layer.module.queries(layer.x, now), layer.module.queries(layer.x.flip(1), now)]
+    own, given, other = (layer.module(layer.x, now, layer.evaluation(), layer.state, each)[0] for each in asked)
     assert torch.allclose(own, given) and not torch.allclose(own, other)
 
 

@@ -18,7 +18,7 @@ SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
 EXTRAS := rware,mamujoco,magent,lle,hanabi,vmas,jax,mabrax,tensordict,video,wandb,sacred
 
 help:
-	@echo "make train        set up, then train the default preset: about four minutes on two cores"
+	@echo "make train        set up, then train the default preset: some minutes on two cores"
 	@echo "make test         set up, then lint and the core tests"
 	@echo "make test-extras  the tests that need an extra: outside environments among them (installs 2 GB)"
 	@echo "make lint         ruff, basedpyright and the import layers;  make gates: the contract tests alone"

@@ -21,7 +21,9 @@ from martes.algorithms.learner import Metrics
 from martes.algorithms.ppo import PPOLearner
 from martes.conversion import branches, changed, converted
 from martes.data import Continuous, Discrete, Memory, Schema, TeamSpec, Vector, Workspace
-from martes.data.arguments import EDGE, ArgumentError, Arguments, refuse
+from martes.data.arguments import EDGE, ArgumentError, Arguments
+from martes.data.arguments import refuse as refuse_where
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
 from martes.data.trees import cleared, mapped
 from martes.envs.adapters.plain import Plain
 from martes.errors import CheckpointError, ConfigError
@@ -107,20 +109,14 @@ class SableConfig:
         with _refused_as_arguments():
             for name, kind in hints.items():
                 object.__setattr__(self, name, converted(kind, getattr(self, name), name))
-        for name in (each for each, kind in hints.items() if kind is int):
-            self._refuse(name, getattr(self, name) < 1, "an integer >= 1")
-        for name in ("decay_scaling_factor", "gamma", "gae_lambda"):
-            self._refuse(name, not 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("lr", "clip_eps", "max_grad_norm"):
-            self._refuse(name, getattr(self, name) <= 0, "above 0")
-        for name in ("ent_coef", "vf_coef"):
-            self._refuse(name, getattr(self, name) < 0, "0 or more")
-        self._refuse("action_space_type", self.action_space_type not in ACTION_SPACES, " or ".join(ACTION_SPACES))
-        self._refuse("embed_dim", self.embed_dim % self.n_head > 0, f"a multiple of n_head, which is {self.n_head}")
-
-    def _refuse(self, name: str, is_wrong: bool, cure: str) -> None:
-        if is_wrong:
-            raise ArgumentError(f"{name} is {getattr(self, name)}: it must be {cure}")
+            refuse_beyond(self, COUNT, *(name for name, kind in hints.items() if kind is int), path="")
+            refuse_beyond(self, SHARE, "decay_scaling_factor", "gamma", "gae_lambda", path="")
+            refuse_beyond(self, POSITIVE, "lr", "clip_eps", "max_grad_norm", path="")
+            refuse_beyond(self, NATURAL, "ent_coef", "vf_coef", path="")
+            is_unknown = self.action_space_type not in ACTION_SPACES
+            refuse("action_space_type", self.action_space_type, is_unknown, " or ".join(ACTION_SPACES))
+            is_uneven, cure = self.embed_dim % self.n_head > 0, f"a multiple of n_head, which is {self.n_head}"
+            refuse("embed_dim", self.embed_dim, is_uneven, cure)
 
     @property
     def is_continuous(self) -> bool:
@@ -267,7 +263,7 @@ class SableNetwork(nn.Module):
             inputs["action_mask"] = legal
         opens = torch.zeros_like(inputs["agent_mask"]) if dones is None else read.flags("dones", dones, axes)
         opens = opens.unflatten(1, (-1, agents))
-        refuse("dones", opens.any(2) != opens.all(2), opens.any(2), "the same for all agents of a step")
+        refuse_where("dones", opens.any(2) != opens.all(2), opens.any(2), "the same for all agents of a step")
         memory = read.memory(hstates, self.policy.initial_memory(len(seen)))
         window = {name: each.unflatten(1, (-1, agents)).transpose(0, 1) for name, each in inputs.items()}
         outputs, _ = self.policy.sequence(window, memory, opens[:, :, 0].T)

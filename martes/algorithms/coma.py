@@ -15,6 +15,7 @@ from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Discrete, Field, Fields, TeamSpec, Workspace
 from martes.data.allocation import tensor_at
 from martes.data.experience import Rollouts
+from martes.data.limits import COUNT, POSITIVE, SHARE, refuse_beyond
 from martes.errors import ConfigError, NonFiniteError
 from martes.maths.distributions import Categorical
 from martes.maths.masks import masked_mean
@@ -72,17 +73,10 @@ class COMA:
     """Term that keeps Adam's denominator from 0."""
 
     def __post_init__(self) -> None:
-        wrong = {
-            "an integer >= 1": [x for x in ("rollout", "critic_epochs", "target_every") if getattr(self, x) < 1],
-            "between 0 and 1": [
-                x for x in ("gamma", "td_lambda", "epsilon_start", "epsilon_end") if not 0 <= getattr(self, x) <= 1
-            ],
-            "above 0": [x for x in ("lr", "critic_lr", "adam_eps", "epsilon_steps") if getattr(self, x) <= 0],
-            "above 0, or none": ["max_grad_norm"] if self.max_grad_norm is not None and self.max_grad_norm <= 0 else [],
-        }
-        for cure, names in wrong.items():
-            for name in names:
-                raise ConfigError(f"algorithm.{name} is {getattr(self, name)}: it must be {cure}")
+        refuse_beyond(self, COUNT, "rollout", "critic_epochs", "target_every")
+        refuse_beyond(self, SHARE, "gamma", "td_lambda", "epsilon_start", "epsilon_end")
+        refuse_beyond(self, POSITIVE, "lr", "critic_lr", "adam_eps", "epsilon_steps")
+        refuse_beyond(self, POSITIVE, "max_grad_norm", or_none=True)
         if self.critic_network is not None and self.critic_network.memory != "none":
             raise ConfigError("algorithm.critic_network.memory: the critic sees the state and has no memory; give none")
 

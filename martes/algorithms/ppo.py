@@ -11,7 +11,8 @@ from torch import Tensor
 from martes.algorithms.learner import Metrics
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Rollouts
-from martes.errors import ConfigError, NonFiniteError
+from martes.data.limits import COUNT, POSITIVE, SHARE, refuse_beyond
+from martes.errors import NonFiniteError
 from martes.maths.losses import clipped_surrogate, clipped_value_loss, kl_estimate
 from martes.maths.masks import masked_mean, share_of_mean, standardise
 from martes.maths.returns import gae
@@ -78,15 +79,10 @@ class Clipped:
     """Compile acting and the loss for this machine? A minute at the start, then faster where tensors are small."""
 
     def __post_init__(self) -> None:
-        for name in ("rollout", "epochs", "minibatches", "accumulate"):
-            _refuse(name, getattr(self, name), getattr(self, name) < 1, "an integer >= 1")
-        for name in ("gamma", "gae_lambda"):
-            _refuse(name, getattr(self, name), not 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("lr", "adam_eps"):
-            _refuse(name, getattr(self, name), getattr(self, name) <= 0, "above 0")
-        for name in ("clip", "value_clip", "max_grad_norm", "target_kl"):
-            limit = getattr(self, name)
-            _refuse(name, limit, limit is not None and limit <= 0, "above 0, or none")
+        refuse_beyond(self, COUNT, "rollout", "epochs", "minibatches", "accumulate")
+        refuse_beyond(self, SHARE, "gamma", "gae_lambda")
+        refuse_beyond(self, POSITIVE, "lr", "adam_eps")
+        refuse_beyond(self, POSITIVE, "clip", "value_clip", "max_grad_norm", "target_kl", or_none=True)
 
 
 @dataclass(frozen=True)
@@ -105,11 +101,6 @@ class PPO(Clipped):
         actor = Policy(team, self.network, self.sharing, generator)
         critic = Critic(team, self.critic_network or self.network, self.critic, self.sharing, generator)
         return PPOLearner(self, ActorCritic(actor, critic), generator)
-
-
-def _refuse(name: str, value: object, is_wrong: bool, cure: str) -> None:
-    if is_wrong:
-        raise ConfigError(f"algorithm.{name} is {value}: it must be {cure}")
 
 
 Objective = Callable[[Workspace, Workspace], tuple[Tensor, Metrics]]

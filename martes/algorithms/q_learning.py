@@ -15,7 +15,8 @@ from martes.algorithms.qtran import consistency
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Episodes, Replayed, Transitions
-from martes.errors import ConfigError, NonFiniteError
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
+from martes.errors import NonFiniteError
 from martes.maths.masks import masked_mean
 from martes.maths.returns import lambda_returns, n_step_returns
 from martes.networks import Network, Sharing, clipped_by_slot
@@ -84,30 +85,22 @@ class QLearning:
     """Longest gradient of the agents' networks, per slot, and of the mixer; none: any."""
 
     def __post_init__(self) -> None:
-        for name in ("n_step", "rollout", "batch", "target_every"):
-            _refuse(name, getattr(self, name), getattr(self, name) < 1, "1 or more")
-        for name in ("warmup", "burn_in"):
-            _refuse(name, getattr(self, name), getattr(self, name) < 0, "0 or more")
-        for name in ("gamma", "td_lambda"):
-            _refuse(name, getattr(self, name), not 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        for name in ("lr", "optimiser_eps", "ratio"):
-            _refuse(name, getattr(self, name), getattr(self, name) <= 0, "above 0")
-        limit, rate, steps = self.max_grad_norm, self.target_rate, self.sequence
-        _refuse("max_grad_norm", limit, limit is not None and limit <= 0, "above 0, or none")
-        _refuse("target_rate", rate, rate is not None and not 0 < rate <= 1, "above 0 and at most 1, or none")
-        _refuse("sequence", steps, steps is not None and steps < 1, "1 or more, or none")
-        _refuse("n_step", self.n_step, self.n_step > 1 and self.td_lambda > 0, "1 where td_lambda is above 0")
+        refuse_beyond(self, COUNT, "n_step", "rollout", "batch", "target_every")
+        refuse_beyond(self, COUNT, "sequence", or_none=True)
+        refuse_beyond(self, NATURAL, "warmup", "burn_in")
+        refuse_beyond(self, SHARE, "gamma", "td_lambda")
+        refuse_beyond(self, SHARE, "target_rate", or_none=True)
+        refuse_beyond(self, POSITIVE, "lr", "optimiser_eps", "ratio")
+        refuse_beyond(self, POSITIVE, "max_grad_norm", "target_rate", or_none=True)
+        is_both = self.n_step > 1 and self.td_lambda > 0
+        refuse("algorithm.n_step", self.n_step, is_both, "1 where td_lambda is above 0")
         alone = self.mixer != "none" and self.reward == "own"
-        _refuse("reward", self.reward, alone, f"common, mean or sum where mixer={self.mixer} joins the agents' values")
+        cure = f"common, mean or sum where mixer={self.mixer} joins the agents' values"
+        refuse("algorithm.reward", self.reward, alone, cure)
 
     def learner(self, team: TeamSpec, generator: torch.Generator) -> "QLearner":
         """A fresh learner of this team; every random number it ever needs comes from `generator`."""
         return QLearner(self, team, generator)
-
-
-def _refuse(name: str, value: object, is_wrong: bool, cure: str) -> None:
-    if is_wrong:
-        raise ConfigError(f"algorithm.{name} is {value}: it must be {cure}")
 
 
 class Errors(NamedTuple):

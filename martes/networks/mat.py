@@ -119,9 +119,8 @@ class Encoder(nn.Module):
         self.recompute = shape.recompute
 
     def forward(self, x: Tokens, there: There) -> Tokens:
-        """The representation of every token. Where nobody is there all see each other: a mean of nobody is none."""
-        is_seen = there | ~there.any(1, keepdim=True)
-        attended = partial(functional.scaled_dot_product_attention, attn_mask=is_seen[:, None, None])
+        """The representation of every token. Where nobody is there, attention gives 0."""
+        attended = partial(functional.scaled_dot_product_attention, attn_mask=there[:, None, None])
         x = self.norm(x)
         for block in self.blocks:
             x = recomputed(block, self.recompute)(x, attended)

@@ -10,7 +10,7 @@ from martes.networks import Network
 from martes.networks.counterfactual import chosen_q
 from martes.training.collect import Collector
 from martes.training.evaluate import evaluate
-from martes.training.seeding import generator_of, seed_of
+from tests.learning.trained import trained
 
 QUICK = COMA(
     network=Network(hidden=(32,), agent_id=True),
@@ -23,17 +23,6 @@ QUICK = COMA(
 )
 
 
-def learned(name: str, updates: int, config: COMA, seed: int, **options: object) -> Collector:
-    """A collector whose learner made `updates` updates."""
-    env = make_env(name, 32, options=options)
-    learner = config.learner(env.team, generator_of(seed, "learning"))
-    collector = Collector(env, learner, generator_of(seed, "acting"))
-    collector.start(seed_of(seed, "environment"))
-    for _ in range(updates):
-        learner.update(collector.collect())
-    return collector
-
-
 def share_of_best(collector: Collector, name: str, **options: object) -> float:
     scores = evaluate(collector.learner.policy, make_env(name, 32, options=options), 64, seed=1)
     return float(scores.returns.mean()) / (collector.env.game.best_return * collector.env.team.size)
@@ -42,7 +31,7 @@ def share_of_best(collector: Collector, name: str, **options: object) -> float:
 @pytest.mark.parametrize("network", [QUICK.network, Network(hidden=(32,), agent_id=True, memory="gru", memory_size=32)])
 def test_the_two_step_game_is_won(network: Network, run_seed: int) -> None:
     """The safe table pays 7; only who coordinates in the other one is paid 8."""
-    collector = learned("two-step", 60, replace(QUICK, network=network, reward="common"), run_seed)
+    collector = trained("two-step", 60, replace(QUICK, network=network, reward="common"), run_seed)
     assert share_of_best(collector, "two-step") == 1
 
 
@@ -56,12 +45,12 @@ def test_the_two_step_game_is_won(network: Network, run_seed: int) -> None:
     ],
 )
 def test_the_penalty_game_is_won(changes: dict[str, object], run_seed: int) -> None:
-    collector = learned("penalty", 60, replace(QUICK, **changes), run_seed, k=0.0)  # pyright: ignore
+    collector = trained("penalty", 60, replace(QUICK, **changes), run_seed, k=0.0)  # pyright: ignore
     assert share_of_best(collector, "penalty", k=0.0) == 1
 
 
 def test_unequal_members_find_their_targets(run_seed: int) -> None:
-    collector = learned("probe-unequal", 120, replace(QUICK, sharing="group", reward="own"), run_seed)
+    collector = trained("probe-unequal", 120, replace(QUICK, sharing="group", reward="own"), run_seed)
     assert share_of_best(collector, "probe-unequal") >= 0.95
 
 
@@ -69,7 +58,7 @@ def test_unequal_members_find_their_targets(run_seed: int) -> None:
     "name", ["probe-constant", "probe-delayed", "probe-death", "probe-observed", "probe-time-limit"]
 )
 def test_values_are_the_known_ones(name: str, run_seed: int) -> None:
-    collector = learned(name, 150, replace(QUICK, reward="own", gamma=0.8, critic_epochs=2), run_seed)
+    collector = trained(name, 150, replace(QUICK, reward="own", gamma=0.8, critic_epochs=2), run_seed)
     window, learner = collector.collect(), collector.learner
     known = collector.env.game.value(window["obs"][: window.time], 0.8)
     value = chosen_q(learner.critic(learner._inputs(window)), window["action"])

@@ -11,7 +11,8 @@ from martes.envs.catalogue import make_env
 from martes.networks import Network
 from martes.training.collect import Collector
 from martes.training.evaluate import evaluate
-from martes.training.seeding import generator_of, seed_of
+from martes.training.seeding import generator_of
+from tests.learning.trained import trained
 
 View = Literal["local", "central"]
 QUICK = PPO(
@@ -29,12 +30,7 @@ def learned(
     name: str, updates: int, config: PPO = QUICK, seed: int = 0, **options: object
 ) -> tuple[Collector, Workspace]:
     """A collector whose learner made `updates` updates, and a window of the final policy."""
-    env = make_env(name, 32, options=options)
-    learner = config.learner(env.team, generator_of(seed, "learning"))
-    collector = Collector(env, learner, generator_of(seed, "acting"))
-    collector.start(seed_of(seed, "environment"))
-    for _ in range(updates):
-        learner.update(collector.collect())
+    collector = trained(name, updates, config, seed, **options)
     return collector, collector.collect()
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from martes.algorithms.learner import Metrics
+from martes.compiling import compiled
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Rollouts
 from martes.data.limits import COUNT, POSITIVE, SHARE, refuse_beyond
@@ -24,7 +25,6 @@ from martes.networks import (
     Policy,
     Sharing,
     clipped_by_slot,
-    compiled,
     replay,
 )
 

@@ -83,7 +83,9 @@ def environment(
     if isinstance(made, Game | VectorEnv) and task.workers not in (0, "auto"):
         raise ConfigError(f"env.workers is {task.workers}, and {place} steps all its copies at once: leave it 0")
     if isinstance(made, Game):
-        env: VectorEnv = BatchedEnv(made, copies, device, limit)
+        env: VectorEnv = BatchedEnv(made, copies, device, limit, is_compiled=task.compile)
+    elif task.compile:
+        raise ConfigError(f"env.compile is true, and the rules of {place} are no functions of tensors: leave it false")
     elif isinstance(made, VectorEnv):
         env = _counted(made, place, copies, limit)
     else:

@@ -28,6 +28,8 @@ class Environment:
     """Seconds that a worker may take for one step of its copies."""
     start_method: StartMethod = "spawn"
     """How workers are started."""
+    compile: bool = False
+    """Compile the rules of a batched task for this machine? It pays where copies are few."""
 
     def __post_init__(self) -> None:
         Hosting(self.workers, self.timeout, self.start_method)  # refuses what cannot be, before anything is made

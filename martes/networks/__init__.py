@@ -3,7 +3,6 @@
 from martes.networks.actor_critic import ActorCritic
 from martes.networks.autoregressive import AutoregressiveTeam
 from martes.networks.blocks import Network
-from martes.networks.compiling import compiled
 from martes.networks.critics import Critic
 from martes.networks.policies import Policy
 from martes.networks.sharing import Sharing, clipped_by_slot
@@ -20,6 +19,5 @@ __all__ = [
     "TemporalModule",
     "act",
     "clipped_by_slot",
-    "compiled",
     "replay",
 ]

@@ -225,6 +225,11 @@ def test_settings_that_would_be_ignored_or_cannot_be_are_refused(values: dict[st
         environment(Environment("mpe-spread", 2, **values))
 
 
+def test_rules_that_are_no_functions_of_tensors_are_not_compiled(module: str):
+    with pytest.raises(ConfigError, match=r"env\.compile is true, and the rules of .*:Plain are no functions"):
+        environment(Environment("mine", 3, f"{module}:Plain", {"numbers": 4}, compile=True))
+
+
 def test_a_time_limit_reaches_games_and_is_refused_where_nobody_keeps_it(module: str):
     limited = Environment("mpe-spread", wrap=Wrap(time_limit=7))
     assert environment(limited, 2).team.episode_limit == 7

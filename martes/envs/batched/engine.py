@@ -4,9 +4,10 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from martes.compiling import compiled
 from martes.data import Discrete, Fields, TeamSpec, TimeStep
 from martes.envs.single import counted, limited
 from martes.errors import EnvError
@@ -24,6 +25,21 @@ class Outcome(NamedTuple):
     """0 where an agent terminates while others play on; None where nobody ever does so alone."""
     over: Bool[Tensor, "env"] | None = None
     """Does the game itself end here? None where it never does."""
+
+
+AHEAD = 64
+"""The least number of episodes that are drawn at once."""
+
+
+class _Played(NamedTuple):
+    """What follows from an action, before anything is restarted."""
+
+    state: State
+    elapsed: Int[Tensor, "env"]
+    seen: dict[str, Tensor]
+    reward: Float[Tensor, "env agent"]
+    discount: Float[Tensor, "env agent"]
+    cut: Bool[Tensor, "env"]
 
 
 @runtime_checkable
@@ -60,10 +76,18 @@ class Drawn(Protocol):
 class BatchedEnv:
     """`copies` of a game as one VectorEnv. Episodes end when the game is over or at the team's `episode_limit`.
 
-    `limit` is a shorter one.
+    `limit` is a shorter one. `is_compiled`: compile the rules at the first step, for these copies on this machine.
     """
 
-    def __init__(self, game: Game, copies: int, device: torch.device | str = "cpu", limit: int | None = None) -> None:
+    def __init__(
+        self,
+        game: Game,
+        copies: int,
+        device: torch.device | str = "cpu",
+        limit: int | None = None,
+        *,
+        is_compiled: bool = False,
+    ) -> None:
         self.game = game
         self.team = limited(game.team, limit)
         self.num_envs = counted(copies)
@@ -77,12 +101,18 @@ class BatchedEnv:
         self._going_on = ones
         self._state: State = {}
         self._elapsed = torch.zeros(copies, dtype=torch.int32, device=self.device)
+        self._ahead = max(copies, AHEAD)
+        self._stock: tuple[State, dict[str, Tensor]] = {}, {}
+        self._drawn_from = self._generator.get_state()
+        self._used = self._ahead
+        self._played = compiled(self._advanced, self.device, is_small=True) if is_compiled else self._advanced
 
     def reset(self, seed: int) -> TimeStep:
         """The first step of every copy; equal seeds give equal futures."""
         self._generator.manual_seed(seed)
         self._state = self.game.initial(self.num_envs, self._generator)
         self._elapsed.zero_()
+        self._used = self._ahead
         return self._first()
 
     def _first(self) -> TimeStep:
@@ -102,30 +132,53 @@ class BatchedEnv:
             raise EnvError("step() before reset(): call reset(seed) first")
         if action.shape != self._action_shape:
             raise EnvError(f"actions have the shape {list(action.shape)}, this task takes {list(self._action_shape)}")
-        outcome = self.game.advance(self._state, action, self._generator)
-        self._elapsed += 1
-        over = torch.zeros_like(self._alive[:, 0]) if outcome.over is None else outcome.over
-        cut = over if self._limit is None else over | (self._elapsed >= self._limit)
-        discount = self._going_on if outcome.discount is None else outcome.discount
-        if outcome.over is not None:
-            discount = discount * ~over[:, None]
-        seen, final = self._seen(outcome.state), None
-        self._state = outcome.state
+        played = self._played(self._state, self._elapsed, action)
+        self._state, self._elapsed, seen, cut, final = played.state, played.elapsed, played.seen, played.cut, None
         ended = int(cut.count_nonzero())
         if ended:
             final, seen = seen, self._restarted(cut, ended, seen)
-        return TimeStep(seen, cut, outcome.reward, discount, cut, final)
+        return TimeStep(seen, cut, played.reward, played.discount, cut, final)
+
+    def _advanced(self, state: State, elapsed: Int[Tensor, "env"], action: Tensor) -> "_Played":
+        outcome = self.game.advance(state, action, self._generator)
+        elapsed = elapsed + 1
+        over = torch.zeros_like(self._alive[:, 0]) if outcome.over is None else outcome.over
+        cut = over if self._limit is None else over | (elapsed >= self._limit)
+        discount = self._going_on if outcome.discount is None else outcome.discount
+        if outcome.over is not None:
+            discount = discount * ~over[:, None]
+        return _Played(outcome.state, elapsed, self._seen(outcome.state), outcome.reward, discount, cut)
 
     def _restarted(self, cut: Tensor, ended: int, seen: dict[str, Tensor]) -> dict[str, Tensor]:
-        fresh = self.game.initial(ended, self._generator)
+        state, shown = self._fresh(ended)
         self._elapsed.masked_fill_(cut, 0)
         if ended == self.num_envs:
-            self._state = fresh
-            return self._seen(fresh)
+            self._state = state
+            return shown
         index = cut.nonzero().squeeze(1)
-        self._state = {name: old.index_copy(0, index, fresh[name]) for name, old in self._state.items()}
-        new = {"agent_mask": self._alive[:ended], **self.game.observe(fresh)}
-        return {name: old.index_copy(0, index, new[name]) for name, old in seen.items()}
+        self._state = {name: old.index_copy(0, index, state[name]) for name, old in self._state.items()}
+        return {name: old.index_copy(0, index, shown[name]) for name, old in seen.items()}
+
+    def _fresh(self, count: int) -> tuple[State, dict[str, Tensor]]:
+        """The next `count` episodes of a stock drawn ahead (many cost no more than one), and what they show first."""
+        if self._used + count > self._ahead:
+            self._drawn_from = self._generator.get_state()
+            self._draw_stock()
+            self._used = 0
+        state, shown = (
+            {name: held[self._used : self._used + count] for name, held in part.items()} for part in self._stock
+        )
+        self._used += count
+        return state, shown
+
+    def _draw_stock(self) -> None:
+        state = self.game.initial(self._ahead, self._generator)
+        alive = self._alive[:1].expand(self._ahead, -1)
+        self._stock = state, {"agent_mask": alive, **self.game.observe(state)}
+
+    def detach(self) -> None:
+        """Lets go of the past of a tape: a gradient ends here."""
+        self._state = {name: tensor.detach() for name, tensor in self._state.items()}
 
     def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of copy `index` as it stands. Raises EnvError where the game draws none."""
@@ -145,6 +198,8 @@ class BatchedEnv:
             "state": {name: tensor.clone() for name, tensor in self._state.items()},
             "elapsed": self._elapsed.clone(),
             "generator": self._generator.get_state(),
+            "stock": self._drawn_from.clone(),
+            "used": self._used,
         }
 
     def load_state_dict(self, state: dict[str, object]) -> TimeStep:
@@ -152,11 +207,14 @@ class BatchedEnv:
 
         Raises EnvError where it is no such state, or that of another game, of other options or of other copies.
         """
-        held, elapsed, generator = (state.get(name) for name in ("state", "elapsed", "generator"))
+        held, used = state.get("state"), state.get("used")
+        elapsed, generator, drawn_from = (state.get(name) for name in ("elapsed", "generator", "stock"))
         if not (isinstance(held, dict) and isinstance(elapsed, Tensor) and isinstance(generator, Tensor)):
             raise EnvError(
                 "this is not the state of a batched environment: `state`, `elapsed` or `generator` is missing"
             )
+        if not (isinstance(drawn_from, Tensor) and isinstance(used, int)):
+            raise EnvError("this state of a batched environment is of an older version: `stock` or `used` is missing")
         if elapsed.shape != self._elapsed.shape:
             raise EnvError(
                 f"the saved environment has {len(elapsed)} copies, this one {self.num_envs}: make them equal"
@@ -167,6 +225,11 @@ class BatchedEnv:
             raise EnvError(f"the saved state {_shapes(saved)} is of another game or other options: this has {expected}")
         self._state = {name: tensor.to(self.device) for name, tensor in saved.items()}
         self._elapsed.copy_(elapsed)
+        self._used, drawn_from = int(used), drawn_from.cpu()
+        if self._used < self._ahead:
+            self._drawn_from = drawn_from
+            self._generator.set_state(drawn_from)
+            self._draw_stock()
         self._generator.set_state(generator.cpu())
         return self._first()
 

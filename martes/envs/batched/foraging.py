@@ -129,7 +129,7 @@ def _board(rows: int, columns: int, device: torch.device, dtype: torch.dtype) ->
 @lru_cache(maxsize=32)
 def _self_first(agents: int, device: torch.device) -> Int[Tensor, "{agents}*{agents}"]:
     index = torch.arange(agents)
-    return (index - agents * one_hot(index)).argsort(dim=1).flatten().to(device)
+    return (index - agents * one_hot(index, agents)).argsort(dim=1).flatten().to(device)
 
 
 def _seen_first(things: Float[Tensor, "env agent thing 3"]) -> Float[Tensor, "env agent thing 3"]:

@@ -1,5 +1,7 @@
 """The engine, driven with a game that makes every transition visible, and with the random worlds of other tests."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from martes.data import Discrete, TeamSpec, TimeStep, Vector, VectorEnv
 from martes.envs.batched import BatchedEnv, Game, Outcome, State
+from martes.envs.batched.engine import AHEAD
 from martes.errors import EnvError
 from tests.worlds import WORLDS
 
@@ -237,6 +240,50 @@ def test_shapes_are_those_of_the_team(world: str):
             assert step.seen[name].shape[:2] == (3, env.team.size)
             assert step.seen[name].shape[2:] == (part.shape if hasattr(part, "shape") else (part.size,))
         assert step.reward.shape == step.discount.shape == (3, env.team.size)
+
+
+def test_no_drawn_episode_is_played_twice():
+    env = BatchedEnv(Countdown(limit=1), 3)
+    first = env.reset(0)
+    episodes = [first.seen["obs"][:, 0, 0]]
+    for _ in range(3 * AHEAD):  # so that stocks end in the middle of a step
+        episodes.append(env.step(torch.zeros(3, 2, dtype=torch.long)).seen["obs"][:, 0, 0])
+    played = torch.cat(episodes)
+    assert len(played.unique()) == len(played)
+
+
+def test_a_state_of_before_there_were_stocks_is_refused():
+    env = BatchedEnv(Countdown(), 2)
+    env.reset(0)
+    older = env.state_dict()
+    del older["stock"]
+    with pytest.raises(EnvError, match=r"of an older version: `stock` or `used` is missing"):
+        env.load_state_dict(older)
+
+
+COMPILED = """
+import torch
+from martes.envs.catalogue import environment
+from martes.envs.settings import Environment
+for name in ("lbf-2s-8x8-2p-2f-coop", "mpe-spread"):
+    plain, fast = (environment(Environment(name, 3, compile=each)) for each in (False, True))
+    shown = plain.reset(0), fast.reset(0)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        action = torch.randint(5, (3, plain.team.size), generator=generator)
+        one, other = plain.step(action), fast.step(action)
+        assert torch.equal(one.cut, other.cut) and torch.equal(one.discount, other.discount)
+        torch.testing.assert_close(other.reward, one.reward)
+        torch.testing.assert_close(dict(other.seen), dict(one.seen))
+        assert (one.final is None) == (other.final is None)
+        if one.final is not None:
+            torch.testing.assert_close(dict(other.final), dict(one.final))
+"""
+
+
+def test_compiled_rules_are_the_same_rules():
+    # In a process of its own: here every call is checked at run time, which a graph cannot hold.
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", COMPILED], check=True)
 
 
 def test_nothing_is_drawn_from_global_generators(global_randomness_unused: None):

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from martes.data import Field, Memory, TeamSpec, Workspace
 from martes.errors import ConfigError, DataError
 from martes.networks.actions import ActionTokens, Choices
-from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.blocks import Body, Network
 from martes.networks.critics import ValueHead
 from martes.networks.layers import RMSNorm, head_body, without_autocast
 from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
+from martes.networks.units import Units
 
 StepTokens = Float[Tensor, "env agent size"]
 WindowTokens = Float[Tensor, "time env agent size"]
@@ -42,8 +44,12 @@ class TurnShape:
     """Channels of the convolutions (3x3, stride 2) that read an image."""
     recompute: bool = False
     """Compute each block again in the backward pass rather than keep what it computed? Less memory, more time."""
+    feed_forward_size: int | None = None
+    """Units of the layer after each attention or retention; none: as many as the tokens are wide."""
 
     def __post_init__(self) -> None:
+        if self.feed_forward_size is not None and self.feed_forward_size < 1:
+            raise ConfigError(f"network.feed_forward_size is {self.feed_forward_size}: it must be an integer >= 1")
         for name in ("size", "heads", "layers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}: it must be an integer >= 1")
@@ -148,6 +154,10 @@ class AutoregressiveTeam(TemporalModule):
         self.given = (self.choices.choice, *self.order)
         self.reads = (*self.body.reads, *self.choices.reads)
         self.writes = (*self.choices.writes, *self.order, "value")
+
+    def units(self) -> dict[str, Units]:
+        """The channels that read images; the width of the tokens is no layer's own."""
+        return {name: each for name, each in self.body.units_read_at().items() if name.startswith("channels")}
 
     def fields(self) -> dict[str, Field]:
         """What it adds to a team's schema."""

@@ -1,4 +1,4 @@
-"""Layers with stacked parameters: features `slot row feature`, weights `slot ...`, no loop over slots or agents."""
+"""Bodies: what agents make of what they see, and, with memory, of what they have seen."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,100 +13,65 @@ from torch.nn import functional
 from martes.data import Image, Memory, Vector
 from martes.errors import ConfigError
 from martes.maths.statistics import Moments, empty_moments, merged_moments, normalised
+from martes.networks.over_time import OverTime, OverTimeShape
 from martes.networks.sharing import Slots
+from martes.networks.stacked import StackedConvolutions, StackedGRU, StackedLinear, StackedNorm
 from martes.networks.temporal import Inputs
+from martes.networks.units import Place, Units
 
+ActivationName = Literal["relu", "tanh", "gelu", "silu"]
 ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_, "gelu": functional.gelu, "silu": functional.silu}
 """In place where the gradient needs the result alone: to allocate a large tensor costs as much as to compute it."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """The shape of one network: [convolutions for images] -> hidden layers -> [a GRU]."""
+    """The shape of one network: [convolutions for images] -> hidden layers -> [what remembers]."""
 
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the fully connected layers."""
-    activation: Literal["relu", "tanh", "gelu", "silu"] = "relu"
+    activation: ActivationName = "relu"
     """Non-linearity after every hidden layer."""
     layer_norm: bool = False
     """Normalise the features of every hidden layer (Ba et al. 2016)?"""
-    memory: Literal["none", "gru"] = "none"
-    """What carries information from step to step."""
+    memory: Literal["none", "gru", "attention", "retention"] = "none"
+    """What carries information from step to step: a GRU, or blocks of attention to the last steps, or of retention."""
     memory_size: int = 64
     """Width of the memory."""
+    memory_layers: int = 1
+    """Of attention and retention: blocks, one after the other."""
+    memory_heads: int = 4
+    """Of attention and retention: heads of each block; they share the width."""
+    memory_window: int = 32
+    """Of attention: how many steps it sees, the present one included."""
+    memory_norm: bool = True
+    """Of attention and retention: normalise what each block reads?"""
     agent_id: bool = False
     """Tell agents that share parameters which of them they are (a learned vector added to the first layer)?"""
     normalise: bool = False
     """Standardise observations by running statistics, which move only when learning?"""
     channels: tuple[int, ...] = (16, 32)
     """Channels of the convolutions (3x3, stride 2) that read an image."""
+    added: tuple[int, ...] = ()
+    """Widths of layers after the hidden ones that add to what they read; each begins by adding 0."""
 
     def __post_init__(self) -> None:
+        if any(width < 1 for width in self.added):
+            raise ConfigError(f"network.added is {self.added}: each width must be at least 1")
         for name in ("hidden", "channels"):
             if not getattr(self, name) or min(getattr(self, name)) < 1:
                 raise ConfigError(f"network.{name} is {getattr(self, name)}: give at least one width, each at least 1")
         if self.memory_size < 1:
             raise ConfigError(f"network.memory_size is {self.memory_size}: it must be at least 1")
+        _ = self.over_time
 
-
-class StackedLinear(nn.Module):
-    """y = x W_s + b_s for slot s, orthogonal at each slot's own fan-in; weights of padded inputs are 0 and stay 0."""
-
-    def __init__(
-        self, fan_ins: tuple[int, ...], fan_out: int, generator: torch.Generator, gain: float = 2**0.5
-    ) -> None:
-        super().__init__()
-        weight = torch.zeros(len(fan_ins), fan_out, max(fan_ins), device=generator.device)
-        for slot, fan_in in enumerate(fan_ins):
-            nn.init.orthogonal_(weight[slot, :, :fan_in], gain, generator=generator)
-        self.weight = nn.Parameter(weight)  # slot out in
-        self.bias = nn.Parameter(torch.zeros(len(fan_ins), fan_out))
-
-    def forward(self, x: Float[Tensor, "slot row fan_in"]) -> Float[Tensor, "slot row fan_out"]:
-        """The image of every row under its slot's map."""
-        if len(self.weight) == 1:
-            return functional.linear(x, self.weight.squeeze(0), self.bias.squeeze(0))
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
-
-
-class StackedNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) with gain and bias of each slot's own."""
-
-    def __init__(self, slots: int, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(slots, width))
-        self.bias = nn.Parameter(torch.zeros(slots, width))
-
-    def forward(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row width"]:
-        """Rows with mean 0 and variance 1, scaled and shifted."""
-        return functional.layer_norm(x, x.shape[-1:]) * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
-
-
-class StackedConvolutions(nn.Module):
-    """Features of an image: 3x3 convolutions of stride 2, slots as channel groups; bytes become [0, 1]."""
-
-    def __init__(self, slots: int, image: Image, channels: tuple[int, ...], generator: torch.Generator) -> None:
-        super().__init__()
-        self.slots = slots
-        weights, wide = [], image.shape[0]
-        height, width = image.shape[1:]
-        for out in channels:
-            weight = torch.empty(slots * out, wide, 3, 3, device=generator.device)
-            for part in weight.chunk(slots):
-                nn.init.orthogonal_(part, 2**0.5, generator=generator)
-            weights.append(nn.Parameter(weight))
-            wide, height, width = out, (height + 1) // 2, (width + 1) // 2
-        self.weights = nn.ParameterList(weights)
-        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(len(weight))) for weight in weights)
-        self.size = wide * height * width
-
-    def forward(self, x: Tensor) -> Float[Tensor, "slot row feature"]:
-        """Features of images `slot row channel height width`."""
-        pixels = x if x.is_floating_point() else x.float() / 255
-        x = pixels.transpose(0, 1).flatten(1, 2)  # row (slot channel) height width
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            x = functional.conv2d(x, weight, bias, stride=2, padding=1, groups=self.slots).relu()
-        return x.unflatten(1, (self.slots, -1)).transpose(0, 1).flatten(2)
+    @property
+    def over_time(self) -> OverTimeShape | None:
+        """The blocks that remember, where there are such. Raises ConfigError for a shape that cannot be."""
+        if self.memory not in ("attention", "retention"):
+            return None
+        sizes = (self.memory_size, self.memory_heads, self.memory_layers, self.memory_window)
+        return OverTimeShape(self.memory, *sizes, norm=self.memory_norm)
 
 
 class ObservationNorm(nn.Module):
@@ -137,47 +102,40 @@ class ObservationNorm(nn.Module):
         return normalised(x, self.moments, 10.0)
 
 
-class StackedGRU(nn.Module):
-    """A gated recurrent unit (Cho et al. 2014) per slot, torch's variant of the candidate gate."""
+class AddedLayer(nn.Module):
+    """x + f(norm(x U + b)) W + c: a layer that begins as the identity, since W and c begin at 0.
 
-    def __init__(self, slots: int, fan_in: int, size: int, generator: torch.Generator) -> None:
+    Source: He et al. 2016, section 3.1; the beginning, which lets a network deepen as it learns, Chen et al. 2016.
+    """
+
+    def __init__(self, slots: int, size: int, width: int, network: Network, generator: torch.Generator) -> None:
         super().__init__()
-        self.size = size
-        self.inward = StackedLinear((fan_in,) * slots, 3 * size, generator, gain=1.0)
-        self.recurrent = StackedLinear((size,) * slots, 3 * size, generator, gain=1.0)
+        self.activation = ACTIVATIONS[network.activation]
+        self.inward = StackedLinear((size,) * slots, width, generator)
+        self.norm = StackedNorm(slots, width) if network.layer_norm else None
+        self.outward = StackedLinear((width,) * slots, size, generator, gain=0.0)
 
-    def step(
-        self, x: Float[Tensor, "slot row gates"], h: Float[Tensor, "slot row size"]
-    ) -> Float[Tensor, "slot row size"]:
-        """The next memory n + z (h - n), where r, z = s(x + U h) and n = tanh(x + r U h); x is `inward` of features."""
-        return self._next(*self._split(x), h)
+    def forward(self, x: Float[Tensor, "slot row size"]) -> Float[Tensor, "slot row size"]:
+        """The features, and what this layer adds to them."""
+        inner = self.inward(x)
+        return x + self.outward(self.activation(inner if self.norm is None else self.norm(inner)))
 
-    def sequence(
-        self,
-        x: Float[Tensor, "slot time row gates"],
-        h: Float[Tensor, "slot row size"],
-        keep: Float[Tensor, "#slot time row 1"],
-    ) -> Float[Tensor, "slot time row size"]:
-        """The memory after each step, multiplied by `keep` before it: 0 starts afresh."""
-        steps: list[Tensor] = []
-        # Unbound at once: the gradient of a slice would fill the whole window with zeros at every step.
-        for gates, candidate, kept in zip(*(each.unbind(1) for each in self._split(x)), keep.unbind(1), strict=True):
-            h = self._next(gates, candidate, h * kept)
-            steps.append(h)
-        return torch.stack(steps, dim=1)
+    @property
+    def inner(self) -> Units:
+        """Its own units."""
+        return layer_units(self.inward.outputs(), self.norm, (self.outward.inputs(),))
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        gates, candidate = x.split((2 * self.size, self.size), dim=-1)
-        return gates, candidate
 
-    def _next(self, gates: Tensor, candidate: Tensor, h: Tensor) -> Tensor:
-        own_gates, own_candidate = self._split(self.recurrent(h))
-        reset, update = torch.sigmoid(gates + own_gates).chunk(2, dim=-1)
-        return torch.lerp(torch.tanh(torch.addcmul(candidate, reset, own_candidate)), h, update)
+def layer_units(
+    made: tuple[Place, ...], norm: StackedNorm | None, read: tuple[Place, ...], added: tuple[Place, ...] = ()
+) -> Units:
+    """The units of a layer with or without a norm; `added` makes what is added to them after it."""
+    width = made[0].parameter.shape[1]
+    return Units(width, (*made, *added), read) if norm is None else Units(width, added, read, norm.normed(made))
 
 
 class Body(nn.Module):
-    """Features of what each agent sees, by slot; with a GRU also of what it has seen. Two faces, as every module."""
+    """Features of what each agent sees, by slot; with memory also of what it has seen. Two faces, as every module."""
 
     def __init__(
         self,
@@ -204,22 +162,31 @@ class Body(nn.Module):
         rest = (StackedLinear((a,) * slots.count, b, generator) for a, b in pairwise(widths))
         self.layers = nn.ModuleList((first, *rest))
         self.norms = nn.ModuleList(StackedNorm(slots.count, width) for width in widths if network.layer_norm)
+        deeper = (AddedLayer(slots.count, widths[-1], width, network, generator) for width in network.added)
+        self.added = nn.ModuleList(deeper)
         self.identity = nn.Parameter(torch.zeros(slots.count, slots.width, widths[0])) if network.agent_id else None
         remembers = network.memory == "gru"
         self.gru = StackedGRU(slots.count, widths[-1], network.memory_size, generator) if remembers else None
-        self.size = network.memory_size if remembers else widths[-1]
+        shape = network.over_time
+        self.over_time = None if shape is None else OverTime(slots.count, widths[-1], shape, generator)
+        self.size = network.memory_size if self.remembers else widths[-1]
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The observation fields that it takes."""
         return self.images + self.vectors
 
+    @property
+    def remembers(self) -> bool:
+        """Does it carry anything from step to step?"""
+        return self.network.memory != "none"
+
     def initial_memory(self, envs: int) -> Memory:
-        """Zeros `env agent size`, or () without a GRU."""
-        if self.gru is None:
-            return ()
-        weight = self.gru.recurrent.weight
-        return weight.new_zeros(envs, len(self.slots.slot_of_agent), self.gru.size)
+        """Zeros, `env agent size` of a GRU; or () without memory."""
+        agents = len(self.slots.slot_of_agent)
+        if self.over_time is not None:
+            return {**self.over_time.initial_memory(envs, agents)}
+        return () if self.gru is None else self.gru.recurrent.weight.new_zeros(envs, agents, self.gru.size)
 
     def vector(self, inputs: Inputs) -> Float[Tensor, "slot row width"]:
         """All vector parts side by side, in the slots' layout."""
@@ -238,14 +205,56 @@ class Body(nn.Module):
         if self.vectors:
             vector = self.vector(inputs)
             seen.append(vector if self.norm is None else self.norm(vector))
-        x = seen[0] if len(seen) == 1 else torch.cat(seen, dim=-1)
+        x = self.layers[0](seen[0] if len(seen) == 1 else torch.cat(seen, dim=-1))
+        return self.deepened(x if self.identity is None else self.identified(x.unflatten(1, (-1, self.slots.width))))
+
+    def identified(self, x: Float[Tensor, "slot row #member hidden"]) -> Float[Tensor, "slot rows hidden"]:
+        """What the first layer made of rows, told for each member of a slot which of them it is."""
+        assert self.identity is not None
+        return (x + self.identity.unsqueeze(1)).flatten(1, 2)
+
+    def deepened(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row hidden"]:
+        """Features, from what the first layer gave before its activation; x may be written over."""
         for depth, layer in enumerate(self.layers):
-            x = layer(x)
-            if depth == 0 and self.identity is not None:
-                x = (x.unflatten(1, (-1, self.slots.width)) + self.identity.unsqueeze(1)).flatten(1, 2)
+            x = layer(x) if depth else x
             x = self.norms[depth](x) if self.network.layer_norm else x
             x = ACTIVATIONS[self.network.activation](x)
+        for layer in self.added:
+            x = layer(x)
         return x
+
+    def units_read_at(self, *readers: Place) -> dict[str, Units]:
+        """Its hidden units by the network's fields; `readers` are where its features are read."""
+        layers = [each for each in self.layers if isinstance(each, StackedLinear)]
+        norms = [each for each in self.norms if isinstance(each, StackedNorm)] or [None] * len(layers)
+        added = [each for each in self.added if isinstance(each, AddedLayer)]
+        memory = self.gru or self.over_time
+        after = readers if memory is None else (memory.inward.inputs(),)
+        read = [(each.inputs(),) for each in layers[1:]] + [(*after, *(each.inward.inputs() for each in added))]
+        made = [each.outputs() for each in layers]
+        made[0] += () if self.identity is None else (Place(self.identity, 2),)
+        last = tuple(place for each in added for place in each.outward.outputs())
+        found = self._channels(layers[0])
+        for depth, (makers, norm, reads) in enumerate(zip(made, norms, read, strict=True)):
+            found[f"hidden.{depth}"] = layer_units(makers, norm, reads, last if depth == len(made) - 1 else ())
+        found |= {f"added.{depth}": each.inner for depth, each in enumerate(added)}
+        if self.gru is not None:
+            makers = (*self.gru.inward.outputs(3), *self.gru.recurrent.outputs(3))
+            found["memory_size"] = Units(self.gru.size, makers, (self.gru.recurrent.inputs(), *readers))
+        return found
+
+    def _channels(self, first: StackedLinear) -> dict[str, Units]:
+        """The channels of all images at each depth."""
+        images = [each for each in self.convolutions if isinstance(each, StackedConvolutions)]
+        starts = [sum(each.size for each in images[:index]) for index in range(len(images))]
+        found: dict[str, Units] = {}
+        for depth, width in enumerate(self.network.channels if images else ()):
+            is_last = depth == len(self.network.channels) - 1
+            made = tuple(place for each in images for place in each.outputs(depth))
+            flat = (first.inputs(start, each.pixels) for start, each in zip(starts, images, strict=True))
+            deep = (each.inputs(depth + 1) for each in images if not is_last)
+            found[f"channels.{depth}"] = Units(width, made, tuple(flat if is_last else deep))
+        return found
 
     def _image(self, image: Tensor, layer: nn.Module) -> Tensor:
         flat = self.slots.stacked(image.flatten(-3))  # slot row (channel height width)
@@ -255,9 +264,28 @@ class Body(nn.Module):
         assert isinstance(memory, Tensor), "the memory of a GRU is one tensor: begin with its initial_memory"
         return self.slots.stacked(memory)
 
+    def _by_slot(self, memory: Memory) -> dict[str, Tensor]:
+        """Leaves `env agent ...` as `slot row ...`."""
+        leaves = {name: leaf for name, leaf in (memory.items() if isinstance(memory, dict) else ())}
+        tensors = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        assert tensors, f"a memory of {self.network.memory} is a dict: begin with its initial_memory"
+        return {name: self.slots.stacked(x.flatten(2)).unflatten(2, x.shape[2:]) for name, x in tensors.items()}
+
+    def _by_agent(self, memory: Mapping[str, Tensor], alive: Bool[Tensor, "env agent"]) -> Memory:
+        """Leaves `slot row ...` as `env agent ...`; absent agents keep nothing."""
+
+        def placed(leaf: Tensor) -> Tensor:
+            found = self.slots.unstacked(leaf.flatten(2), alive.shape[:1]).unflatten(2, leaf.shape[2:])
+            return found * alive.view(*alive.shape, *(1,) * (found.ndim - 2))
+
+        return {name: placed(leaf) for name, leaf in memory.items()}
+
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Float[Tensor, "slot row size"], Memory]:
         """Features of one step and the memory after it; absent agents keep none."""
         x = self.features(inputs)
+        if self.over_time is not None:
+            h, kept = self.over_time.step(x, self._by_slot(memory))
+            return h, self._by_agent(kept, inputs["agent_mask"])
         if self.gru is None:
             return x, ()
         h = self.gru.step(self.gru.inward(x), self._stacked(memory))
@@ -269,14 +297,20 @@ class Body(nn.Module):
     ) -> tuple[Float[Tensor, "slot row size"], Memory]:
         """Features of a window and the memory after it; all but the recurrence itself is done for all steps at once."""
         x = self.features(inputs)
-        if self.gru is None:
+        if not self.remembers:
             return x, ()
         time, envs = start.shape
-        gates = self.gru.inward(x).unflatten(1, (time, -1))  # slot time (env member) gates
         alive = self.slots.stacked(inputs["agent_mask"].unsqueeze(-1)).unflatten(1, (time, -1))
         opens = start.unsqueeze(-1).expand(*start.shape, self.slots.width).reshape(1, time, -1, 1)
         # A fresh agent, and one that was absent, starts from zeros; the given memory holds none of the absent.
         there = torch.cat((torch.ones_like(alive[:, :1]), alive[:, :-1]), dim=1)
-        states = self.gru.sequence(gates, self._stacked(memory), (there & ~opens).to(x.dtype))
+        keeps = there & ~opens
+        if self.over_time is not None:
+            line = x.unflatten(1, (time, -1))
+            states, kept = self.over_time.sequence(line, self._by_slot(memory), ~keeps.squeeze(3))
+            return states.flatten(1, 2), self._by_agent(kept, inputs["agent_mask"][-1])
+        assert self.gru is not None
+        gates = self.gru.inward(x).unflatten(1, (time, -1))  # slot time (env member) gates
+        states = self.gru.sequence(gates, self._stacked(memory), keeps.to(x.dtype))
         after = self.slots.unstacked(states[:, -1], (envs,)) * inputs["agent_mask"][-1].unsqueeze(-1)
         return states.flatten(1, 2), after

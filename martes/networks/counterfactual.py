@@ -5,12 +5,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from martes.data import Field, Memory, TeamSpec, Vector
-from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.blocks import Body, Network
 from martes.networks.critics import ValueHead, joint_source, joint_view, of_the_living
 from martes.networks.policies import Policy
 from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.stacked import StackedLinear
 from martes.networks.targets import still_copy
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
+from martes.networks.units import Units
 
 
 class CounterfactualCritic(nn.Module):
@@ -37,6 +39,10 @@ class CounterfactualCritic(nn.Module):
         self.register_buffer("is_other", ~torch.eye(team.size, dtype=torch.bool).unsqueeze(-1), persistent=False)
         self.reads = tuple(dict.fromkeys((self.source, *self.own, "agent_mask")))
         """Fields that it takes from the environment, beside `action` and `last_action` (-1: none)."""
+
+    def units(self) -> dict[str, Units]:
+        """The body's hidden units."""
+        return self.body.units_read_at(self.head.linear.inputs())
 
     def forward(self, inputs: Inputs) -> Float[Tensor, "*lead agent action"]:
         """Q of every action, in units of the return."""

@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from martes.data import Field, Memory, TeamSpec, Vector
 from martes.errors import ConfigError
-from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.blocks import Body, Network
 from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
+from martes.networks.units import Units
 
 
 class ValueHead(nn.Module):
@@ -81,6 +83,10 @@ class Critic(TemporalModule):
             self.reads = (*self.body.reads, "agent_mask")
         outputs = team.size if self.is_central else 1
         self.head = ValueHead(StackedLinear((self.body.size,) * self.body.slots.count, outputs, generator, gain=1.0))
+
+    def units(self) -> dict[str, Units]:
+        """The body's hidden units."""
+        return self.body.units_read_at(self.head.linear.inputs())
 
     def fields(self) -> dict[str, Field]:
         """What it adds to a team's schema."""

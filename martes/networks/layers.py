@@ -11,6 +11,8 @@ from torch.autograd.function import BackwardCFunction, FunctionCtx
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from martes.networks.units import Place, Units
+
 Features = Float[Tensor, "*lead feature"]
 Returned = TypeVar("Returned")
 
@@ -94,18 +96,40 @@ class SwiGLU(nn.Module):
     The last map begins small, so a block begins near the identity; at 0 all three would stay there for ever.
     """
 
-    def __init__(self, size: int, generator: torch.Generator) -> None:
+    def __init__(self, size: int, generator: torch.Generator, width: int | None = None) -> None:
         super().__init__()
-        weights = torch.empty(3, size, size, device=generator.device)
-        for weight, gain in zip(weights, (1.0, 1.0, 0.1), strict=True):
-            nn.init.orthogonal_(weight, gain, generator=generator)
-        self.inward = nn.Parameter(weights[:2].flatten(0, 1))
-        self.outward = nn.Parameter(weights[2])
+        self.width = width or size
+        inward = torch.empty(2, self.width, size, device=generator.device)
+        for weight in inward:
+            nn.init.orthogonal_(weight, 1.0, generator=generator)
+        outward = torch.empty(size, self.width, device=generator.device)
+        self.inward = nn.Parameter(inward.flatten(0, 1))  # (gate linear) size
+        self.outward = nn.Parameter(nn.init.orthogonal_(outward, 0.1, generator=generator))
+
+    def units(self) -> dict[str, Units]:
+        """What stands between its maps."""
+        made, read = (Place(self.inward, 1, blocks=2),), (Place(self.outward, 2),)
+        return {"feed_forward_size": Units(self.width, made, read, is_stacked=False)}
 
     def forward(self, x: Features) -> Features:
         """The image of every token."""
         gate, linear = functional.linear(x, self.inward).chunk(2, dim=-1)
         return functional.linear(functional.silu(gate) * linear, self.outward)
+
+
+class Perceptron(nn.Sequential):
+    """Two maps with a GELU between them; the last begins small."""
+
+    def __init__(self, size: int, generator: torch.Generator, width: int | None = None) -> None:
+        inward = orthogonal_linear(size, width or size, generator, 2**0.5)
+        super().__init__(inward, nn.GELU(), small_linear(width or size, size, generator))
+
+    def units(self) -> dict[str, Units]:
+        """What stands between its maps."""
+        inward, _, outward = self
+        assert isinstance(inward, nn.Linear) and isinstance(outward, nn.Linear)
+        made, read = (Place(inward.weight, 1), Place(inward.bias, 1)), (Place(outward.weight, 2),)
+        return {"feed_forward_size": Units(inward.out_features, made, read, is_stacked=False)}
 
 
 class Residual(nn.Module):

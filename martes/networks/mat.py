@@ -14,11 +14,11 @@ from martes.data import Memory
 from martes.networks.autoregressive import StepTokens, TurnShape, WindowTokens, in_order, in_place
 from martes.networks.layers import (
     LayerNorm,
+    Perceptron,
     Residual,
     RMSNorm,
     SwiGLU,
     head_body,
-    orthogonal_linear,
     recomputed,
     small_linear,
 )
@@ -58,12 +58,9 @@ class MATShape(TurnShape):
 
 
 def feed_forward(shape: MATShape, generator: torch.Generator) -> Residual:
-    """norm(x + layer(x)) with a layer of the width of the tokens."""
-    if shape.feed_forward == "swiglu":
-        return Residual(SwiGLU(shape.size, generator), shape.norm_layer())
-    inward = orthogonal_linear(shape.size, shape.size, generator, 2**0.5)
-    layer = nn.Sequential(inward, nn.GELU(), small_linear(shape.size, shape.size, generator))
-    return Residual(layer, shape.norm_layer())
+    """norm(x + layer(x))."""
+    layer = SwiGLU if shape.feed_forward == "swiglu" else Perceptron
+    return Residual(layer(shape.size, generator, shape.feed_forward_size), shape.norm_layer())
 
 
 class Attention(nn.Module):

@@ -12,10 +12,11 @@ from torch.nn import functional
 
 from martes.data import TeamSpec
 from martes.errors import ConfigError
-from martes.networks.blocks import StackedLinear
 from martes.networks.critics import joint_source, joint_view
 from martes.networks.q_values import ValuePolicy
+from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Outputs
+from martes.networks.units import Place, Units
 
 SMALL = 0.01
 """Gain of the last layers of what should begin near 0."""
@@ -168,6 +169,16 @@ class JointValue(nn.Module):
         codes = self.code(torch.cat((joint.features, chosen), -1)) * joint.alive.unsqueeze(-1)
         return self.q(torch.cat((joint.state, codes.sum(-2)), -1))
 
+    @property
+    def readers(self) -> tuple[Place, ...]:
+        """Where the agents' features are read."""
+        return (self.code.layers[0].inputs(),)
+
+    def units(self) -> dict[str, Units]:
+        """What encodes an agent: as many as its features and actions."""
+        last, first = self.code.layers[-1], self.q.layers[0]
+        return {"code": Units(len(last.bias[0]), last.outputs(), (first.inputs(self.view.size),))}
+
 
 class Layers(nn.Module):
     """Linear maps with ReLU between them; the last begins with this gain, about `offset`."""
@@ -180,6 +191,16 @@ class Layers(nn.Module):
         last = StackedLinear((before,), after, generator, gain)
         nn.init.constant_(last.bias, offset)
         self.maps = nn.ModuleList((*(StackedLinear((a,), b, generator) for a, b in inner), last))
+
+    @property
+    def layers(self) -> list[StackedLinear]:
+        """The maps."""
+        return [each for each in self.maps if isinstance(each, StackedLinear)]
+
+    def units(self) -> dict[str, Units]:
+        """What stands between each map and the next."""
+        pairs = enumerate(pairwise(self.layers))
+        return {f"{depth}": Units(len(a.bias[0]), a.outputs(), (b.inputs(),)) for depth, (a, b) in pairs}
 
     def forward(self, x: Float[Tensor, "*lead size"]) -> Float[Tensor, "*lead out"]:
         """The image of every row."""
@@ -211,6 +232,11 @@ class TeamValues(nn.Module):
     def __init__(self, agents: ValuePolicy, mixer: Mixer) -> None:
         super().__init__()
         self.agents, self.mixer = agents, mixer
+
+    def units(self) -> dict[str, Units]:
+        """The agents' hidden units, whose features a joint value reads beside the agents' own values."""
+        readers = self.mixer.readers if isinstance(self.mixer, JointValue) else ()
+        return self.agents.body.units_read_at(self.agents.head.inputs(), *readers)
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -6,16 +6,21 @@ from torch import Tensor, nn
 
 from martes.data import Continuous, Discrete, Field, Memory, TeamSpec
 from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian, gumbel
-from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.blocks import Body, Network
 from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
+from martes.networks.units import Units
 
 Distribution = Categorical | MultiCategorical | SquashedGaussian
+SPREAD = (-5.0, 2.0)
+"""Log-deviations that a policy may give by what it sees: beyond them densities are numbers without meaning."""
 
 
 class Policy(TemporalModule):
     """pi(action | what the agent sees and has seen), for every agent of a team at once.
 
+    The deviation of continuous actions is a parameter, or, where a policy `sees_spread`, a function of what it sees.
     Given no choice it draws one (the noise is an input; without noise it takes the mode); given `action` (or `sample`,
     the pre-squash choice of a continuous policy) it scores that. Either way it returns `action`, `log_prob`, `entropy`
     and, when continuous, `sample`. Logits of actions that do not exist or are illegal are the smallest finite number.
@@ -34,6 +39,7 @@ class Policy(TemporalModule):
         sharing: Sharing,
         generator: torch.Generator,
         floor: float | None = None,
+        sees_spread: bool = False,
     ) -> None:
         super().__init__()
         self.register_buffer("floor", None if floor is None else torch.tensor(floor, device=generator.device))
@@ -44,19 +50,27 @@ class Policy(TemporalModule):
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())
         # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, on the initial policy).
-        outputs = self.legal[0].numel()
-        self.head = StackedLinear((self.body.size,) * self.slots.count, outputs, generator, gain=0.01)
         self.is_continuous = self.kind is Continuous
+        self.sees_spread = sees_spread and self.is_continuous
+        outputs = self.legal[0].numel()
+        self.head = StackedLinear(
+            (self.body.size,) * self.slots.count, outputs * (1 + self.sees_spread), generator, gain=0.01
+        )
         if self.is_continuous:
             low, high = team.bounds
             self.register_buffer("low", low, persistent=False)
             self.register_buffer("high", high, persistent=False)
-            self.log_std = nn.Parameter(torch.full((self.slots.count, outputs), -0.5))
+            if not self.sees_spread:
+                self.log_std = nn.Parameter(torch.full((self.slots.count, outputs), -0.5))
         self.choice = "sample" if self.is_continuous else "action"
         masks = ("action_mask",) if team.masks_actions else ()
         forced = ("forced", "forced_action") if team.forces_actions else ()
         self.reads = (*self.body.reads, *masks, *forced, "agent_mask")
         self.writes = ("action", "sample", "log_prob") if self.is_continuous else ("action", "log_prob")
+
+    def units(self) -> dict[str, Units]:
+        """The body's hidden units."""
+        return self.body.units_read_at(self.head.inputs())
 
     def fields(self) -> dict[str, Field]:
         """What it adds to a team's schema."""
@@ -103,6 +117,9 @@ class Policy(TemporalModule):
         """The distribution over each agent's action, leading axes as those of `agent_mask`."""
         lead = inputs["agent_mask"].shape[:-1]
         scores = self.slots.unstacked(self.head(features), lead)  # ... agent output
+        if self.sees_spread:
+            mean, log_std = scores.chunk(2, dim=-1)
+            return SquashedGaussian(mean, log_std.clamp(*SPREAD), self.low, self.high, self.legal)
         if self.is_continuous:
             # The log-deviation is a parameter of the slot, free of the observation.
             log_std = self.log_std[torch.tensor(self.slots.slot_of_agent, device=scores.device)]

@@ -13,9 +13,10 @@ from martes.errors import ConfigError
 from martes.maths.distributions import gumbel
 from martes.maths.masks import masked_logits, masked_mean
 from martes.maths.schedules import Exponential, Linear, Schedule
-from martes.networks.blocks import Body, Network, StackedLinear
+from martes.networks.blocks import Body, Network
 from martes.networks.policies import executed
 from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 
 LAST = "last_action"
@@ -121,7 +122,8 @@ class ValuePolicy(TemporalModule):
         if self.exploration.kind == "softmax":
             return {"noise": self.rate * gumbel(shape, generator, device)}
         drawn = torch.rand(*shape[:-1], shape[-1] + 1, generator=generator, device=device)
-        return {"explores": drawn[..., -1:] < self.rate, "noise": drawn[..., :-1]}
+        noise, coin = drawn.split((shape[-1], 1), dim=-1)
+        return {"explores": coin < self.rate, "noise": noise}
 
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
         """Choice and values of one step."""

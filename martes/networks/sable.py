@@ -40,6 +40,8 @@ class SableShape(TurnShape):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.feed_forward_size is not None and not self.feed_forward:
+            raise ConfigError("network.feed_forward_size is given, but network.feed_forward is false: give one of them")
         if self.chunk_size < 1:
             raise ConfigError(f"network.chunk_size is {self.chunk_size}: it must be an integer >= 1")
         if self.time_encoding == "rotary" and self.size // self.heads % 2:
@@ -60,7 +62,9 @@ class SableShape(TurnShape):
 
 def feed_forward(shape: SableShape, generator: torch.Generator) -> nn.Module:
     """norm(x + gated layer(x)), or x itself where there is no such layer."""
-    return Residual(SwiGLU(shape.size, generator), RMSNorm(shape.size)) if shape.feed_forward else nn.Identity()
+    if not shape.feed_forward:
+        return nn.Identity()
+    return Residual(SwiGLU(shape.size, generator, shape.feed_forward_size), RMSNorm(shape.size))
 
 
 class EncoderBlock(nn.Module):

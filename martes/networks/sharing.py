@@ -69,8 +69,8 @@ class Slots(nn.Module):
         return (stacked & self.is_genuine.view(self.count, 1, self.width)).flatten(1)
 
     def unstacked(
-        self, x: Float[Tensor, "slot row feature"], lead: tuple[int, ...]
-    ) -> Float[Tensor, "*lead agent feature"]:
+        self, x: Shaped[Tensor, "slot row feature"], lead: tuple[int, ...]
+    ) -> Shaped[Tensor, "*lead agent feature"]:
         """Back to the agents' layout, `lead` being the leading axes that `stacked` folded."""
         if self.count == 1:
             return x.reshape(*lead, -1, x.shape[-1])
@@ -87,7 +87,7 @@ def clipped_by_slot(parameters: Iterable[nn.Parameter], slots: int, max_norm: fl
     Agents that share nothing do not dampen each other's steps.
     """
     gradients = [each.grad.view(slots, -1) for each in parameters if each.grad is not None]
-    norms = torch.stack([gradient.square().sum(1) for gradient in gradients]).sum(0).sqrt()
+    norms = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
     if max_norm is not None:
         scale = (max_norm / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1)
         for gradient in gradients:

@@ -4,23 +4,51 @@ from copy import deepcopy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 def still_copy(module: Module) -> Module:
-    """A copy of its own that no gradient reaches."""
-    return deepcopy(module).requires_grad_(False)
+    """A copy of its own that no gradient reaches; `followed` tells whose copy it is.
 
-
-@torch.no_grad()
-def follow(target: nn.Module, online: nn.Module, share: float = 1.0) -> None:
-    """Moves every parameter of `target` by `share` of the way to that of `online`; buffers are copied.
-
-    theta' <- theta' + share (theta - theta'). Source: Lillicrap et al. 2016, section 3.
+    Buffers that are no part of its state never change, and are shared.
     """
-    for theirs, ours in zip(target.parameters(), online.parameters(), strict=True):
-        theirs.lerp_(ours, share) if share < 1 else theirs.copy_(ours)
-    for theirs, ours in zip(target.buffers(), online.buffers(), strict=True):
-        theirs.copy_(ours)
+    saved = module.state_dict().keys()
+    constants: dict[int, object] = {id(each): each for name, each in module.named_buffers() if name not in saved}
+    still = deepcopy(module, constants).requires_grad_(False)
+    vars(still)["_followed"] = module  # no part of the copy: neither its state nor its parameters know it
+    return still
+
+
+def followed(module: nn.Module) -> nn.Module | None:
+    """The network that this one is a still copy of; None: it is none."""
+    return vars(module).get("_followed")
+
+
+class Following:
+    """What moves still copies on after their networks, `(copy, network), ...`; their tensors are looked up once."""
+
+    def __init__(self, *pairs: tuple[nn.Module, nn.Module]) -> None:
+        self._learned: list[tuple[Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        for target, online in pairs:
+            self._learned += zip(target.parameters(), online.parameters(), strict=True)
+            self._kept += zip(target.buffers(), online.buffers(), strict=True)
+        self._kept = [(theirs, ours) for theirs, ours in self._kept if theirs is not ours]
+
+    @torch.no_grad()
+    def __call__(self, share: float = 1.0) -> None:
+        """Moves every parameter by `share` of the way to that of its network; buffers are copied.
+
+        theta' <- theta' + share (theta - theta'). Source: Lillicrap et al. 2016, section 3.
+        """
+        for theirs, ours in self._learned:
+            theirs.lerp_(ours, share) if share < 1 else theirs.copy_(ours)
+        for theirs, ours in self._kept:
+            theirs.copy_(ours)
+
+
+def follow(target: nn.Module, online: nn.Module, share: float = 1.0) -> None:
+    """Moves `target` by `share` of the way to `online`, as `Following` does."""
+    Following((target, online))(share)

@@ -6,8 +6,9 @@ from torch import nn
 
 from martes.data import Image, Vector
 from martes.errors import ConfigError
-from martes.networks.blocks import Body, Network, ObservationNorm, StackedConvolutions, StackedGRU, StackedNorm
+from martes.networks.blocks import Body, Network, ObservationNorm
 from martes.networks.sharing import Slots
+from martes.networks.stacked import StackedConvolutions, StackedGRU, StackedNorm
 
 
 def body(network: Network, parts: dict | None = None, slot_of_agent: tuple[int, ...] = (0, 0)) -> Body:
@@ -56,7 +57,7 @@ def test_convolutions_are_torchs_and_take_bytes() -> None:
     for slot in range(2):
         h = x[slot].float() / 255
         for weight, bias in zip(made.weights, made.biases, strict=True):
-            h = nn.functional.conv2d(h, weight.chunk(2)[slot], bias.chunk(2)[slot], stride=2, padding=1).relu()
+            h = nn.functional.conv2d(h, weight[slot], bias[slot], stride=2, padding=1).relu()
         assert torch.allclose(out[slot], h.flatten(1), atol=1e-5)
 
 
@@ -98,6 +99,16 @@ def test_a_gru_begins_with_its_initial_memory() -> None:
     inputs = {"obs": torch.randn(1, 2, 3), "agent_mask": torch.ones(1, 2, dtype=torch.bool)}
     with pytest.raises(AssertionError, match="begin with its initial_memory"):
         made.step(inputs, ())
+
+
+@pytest.mark.parametrize("kind", ["attention", "retention"])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"memory_size": 12}, {"memory_heads": 64}, *({f"memory_{each}": 0} for each in ("heads", "layers", "window"))],
+)
+def test_impossible_blocks_over_time_are_refused(kind, wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=rf"network\.{next(iter(wrong))}"):
+        Network(memory=kind, **wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"hidden": ()}, {"hidden": (0,)}, {"memory_size": 0}, {"channels": (-1,)}])

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from martes.data import Discrete, Image, TeamSpec, Vector
 from martes.errors import ConfigError
 from martes.networks import Critic, Network
-from martes.networks.blocks import StackedLinear
 from martes.networks.critics import ValueHead
+from martes.networks.stacked import StackedLinear
 from tests.worlds import World
 
 

@@ -9,8 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from martes.data import Discrete, TeamSpec, Vector
 from martes.networks import Network, Policy, clipped_by_slot
-from martes.networks.blocks import StackedLinear
 from martes.networks.sharing import Slots, slot_of_agents
+from martes.networks.stacked import StackedLinear
 
 
 @st.composite

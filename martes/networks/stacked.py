@@ -1,0 +1,131 @@
+"""Layers with stacked parameters: features `slot row feature`, weights `slot ...`, no loop over slots or agents."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from martes.data import Image
+from martes.networks.recurrence import gru_states
+from martes.networks.units import Normed, Place
+
+NARROW = 16
+"""Outputs below which torch's plain linear map has the faster gradient than a batched product."""
+
+
+class StackedLinear(nn.Module):
+    """y = x W_s + b_s for slot s, orthogonal at each slot's own fan-in; weights of padded inputs are 0 and stay 0."""
+
+    def __init__(
+        self, fan_ins: tuple[int, ...], fan_out: int, generator: torch.Generator, gain: float = 2**0.5
+    ) -> None:
+        super().__init__()
+        weight = torch.zeros(len(fan_ins), fan_out, max(fan_ins), device=generator.device)
+        for slot, fan_in in enumerate(fan_ins):
+            nn.init.orthogonal_(weight[slot, :, :fan_in], gain, generator=generator)
+        self.weight = nn.Parameter(weight)  # slot out in
+        self.bias = nn.Parameter(torch.zeros(len(fan_ins), fan_out))
+
+    def forward(self, x: Float[Tensor, "slot row fan_in"]) -> Float[Tensor, "slot row fan_out"]:
+        """The image of every row under its slot's map."""
+        weight, bias = self.weight, self.bias
+        if len(weight) == 1 and weight.shape[1] < NARROW:
+            return functional.linear(x, weight.squeeze(0), bias.squeeze(0))
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    def outputs(self, blocks: int = 1) -> tuple[Place, ...]:
+        """Where the units stand that it makes."""
+        return Place(self.weight, 1, blocks), Place(self.bias, 1, blocks)
+
+    def inputs(self, start: int = 0, each: int = 1) -> Place:
+        """Where the units stand that it reads, from the input `start` on."""
+        return Place(self.weight, 2, each=each, start=start)
+
+
+class StackedNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016) with gain and bias of each slot's own."""
+
+    def __init__(self, slots: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(slots, width))
+        self.bias = nn.Parameter(torch.zeros(slots, width))
+
+    def forward(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row width"]:
+        """Rows with mean 0 and variance 1, scaled and shifted."""
+        return functional.layer_norm(x, x.shape[-1:]) * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
+
+    def normed(self, before: tuple[Place, ...]) -> Normed:
+        """The units that it goes through, made by `before`."""
+        return Normed(before, Place(self.weight, 1), Place(self.bias, 1))
+
+
+class StackedConvolutions(nn.Module):
+    """Features of an image: 3x3 convolutions of stride 2, slots as channel groups; bytes become [0, 1]."""
+
+    def __init__(self, slots: int, image: Image, channels: tuple[int, ...], generator: torch.Generator) -> None:
+        super().__init__()
+        self.slots = slots
+        weights, wide = [], image.shape[0]
+        height, width = image.shape[1:]
+        for out in channels:
+            weight = torch.empty(slots, out, wide, 3, 3, device=generator.device)
+            for part in weight:
+                nn.init.orthogonal_(part, 2**0.5, generator=generator)
+            weights.append(nn.Parameter(weight))
+            wide, height, width = out, (height + 1) // 2, (width + 1) // 2
+        self.weights = nn.ParameterList(weights)
+        self.biases = nn.ParameterList(nn.Parameter(torch.zeros(weight.shape[:2])) for weight in weights)
+        self.pixels = height * width
+        """Of each channel of the last convolution."""
+        self.size = wide * self.pixels
+
+    def forward(self, x: Tensor) -> Float[Tensor, "slot row feature"]:
+        """Features of images `slot row channel height width`."""
+        pixels = x if x.is_floating_point() else x.float() / 255
+        x = pixels.transpose(0, 1).flatten(1, 2)  # row (slot channel) height width
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            channels = weight.flatten(0, 1), bias.flatten()  # (slot channel) ...
+            x = functional.conv2d(x, *channels, stride=2, padding=1, groups=self.slots).relu()
+        return x.unflatten(1, (self.slots, -1)).transpose(0, 1).flatten(2)
+
+    def outputs(self, depth: int) -> tuple[Place, ...]:
+        """Where the channels stand that the convolution at this depth makes."""
+        return Place(self.weights[depth], 1), Place(self.biases[depth], 1)
+
+    def inputs(self, depth: int) -> Place:
+        """Where the channels stand that the convolution at this depth reads."""
+        return Place(self.weights[depth], 2)
+
+
+class StackedGRU(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014) per slot, torch's variant of the candidate gate."""
+
+    def __init__(self, slots: int, fan_in: int, size: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.size = size
+        self.inward = StackedLinear((fan_in,) * slots, 3 * size, generator, gain=1.0)
+        self.recurrent = StackedLinear((size,) * slots, 3 * size, generator, gain=1.0)
+
+    def step(
+        self, x: Float[Tensor, "slot row gates"], h: Float[Tensor, "slot row size"]
+    ) -> Float[Tensor, "slot row size"]:
+        """The next memory n + z (h - n), where r, z = s(x + U h) and n = tanh(x + r U h); x is `inward` of features."""
+        return self._next(*self._split(x), h)
+
+    def sequence(
+        self,
+        x: Float[Tensor, "slot time row gates"],
+        h: Float[Tensor, "slot row size"],
+        keep: Float[Tensor, "#slot time row 1"],
+    ) -> Float[Tensor, "slot time row size"]:
+        """The memory after each step, multiplied by `keep` before it: 0 starts afresh."""
+        return gru_states(x, h, keep, self.recurrent.weight, self.recurrent.bias)
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        gates, candidate = x.split((2 * self.size, self.size), dim=-1)
+        return gates, candidate
+
+    def _next(self, gates: Tensor, candidate: Tensor, h: Tensor) -> Tensor:
+        own_gates, own_candidate = self._split(self.recurrent(h))
+        reset, update = torch.sigmoid(gates + own_gates).chunk(2, dim=-1)
+        return torch.lerp(torch.tanh(torch.addcmul(candidate, reset, own_candidate)), h, update)

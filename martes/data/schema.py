@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal
 
@@ -28,7 +29,7 @@ class Field:
     writer: str = "the environment"
     """Who writes it: said in the error that misses it."""
 
-    @property
+    @cached_property
     def over_time(self) -> bool:
         """Does it have a time axis?"""
         return self.axes.startswith("time")
@@ -78,6 +79,11 @@ class Schema(Mapping[str, Field]):
                     "Rename what one of them writes; a field has one writer"
                 )
         return Schema({**self, **fields}, self.agents)
+
+    @property
+    def writers(self) -> str:
+        """Each field with who writes it, for errors."""
+        return ", ".join(f"{name} ({field.writer})" for name, field in self.items())
 
     def length(self, name: str, time: int) -> int:
         """The number of steps that field `name` holds in a workspace of `time` steps."""

@@ -100,26 +100,35 @@ class Workspace:
         """True where an agent chose its action itself: what a policy's loss may count."""
         return self.mask & ~self["forced"][: self.time] if "forced" in self else self.mask
 
+    @property
+    def first_episodes(self) -> Bool[Tensor, "time env agent"]:
+        """`mask`, up to and with the step at which each environment was first cut."""
+        cut = self["cut"].long()
+        return self.mask & (cut.cumsum(0) - cut == 0).unsqueeze(-1)
+
     def at(self, t: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
         """Views of step `t`: every field that has this step (or just `names`), episode constants whole."""
-        for name in names or ():
-            self._require(name)
-        return {
-            name: self[name].select(0, t) if self.schema[name].over_time else self[name]
-            for name in (self.names if names is None else names)
-            if not self.schema[name].over_time or t < self.schema.length(name, self.time)
-        }
+        seen: dict[str, Tensor] = {}
+        for name in self.names if names is None else names:
+            tensor = self[name]
+            if not self.schema[name].over_time:
+                seen[name] = tensor
+            elif t < len(tensor):
+                seen[name] = tensor.select(0, t)
+        return seen
 
     # ------------------------------------------------------------------------------------------------------- writing
     def write(self, t: int, values: Mapping[str, Tensor]) -> None:
         """Copies `values` into step `t` (episode constants into their one place). Raises DataError naming the field."""
+        is_step = False
         for name, value in values.items():
-            target = self._step(t, name)
+            target, field = self._step(t, name), self.schema[name]
             if value.shape != target.shape or (value.dtype != target.dtype and not _is_safe(value, target)):
-                raise DataError(_mismatch(f"{name!r} at step {t}", value, target, self.schema[name]))
+                raise DataError(_mismatch(f"{name!r} at step {t}", value, target, field))
             target.copy_(value)
-        if any(self.schema[name].over_time and not self.schema[name].extra_row for name in values):
-            self._filled[t] = True
+            is_step = is_step or (field.over_time and not field.extra_row)
+        if is_step:
+            self._filled.select(0, t).fill_(True)
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         """Copies `value` over the whole field. Raises DataError naming the field and both shapes."""
@@ -145,9 +154,9 @@ class Workspace:
 
     def _require(self, name: str) -> None:
         if name not in self._tensors:
-            writers = ", ".join(f"{each} ({field.writer})" for each, field in self.schema.items())
             raise DataError(
-                f"no field {name!r} in this workspace{nearest(name, self._tensors)}. Who writes what: {writers}"
+                f"no field {name!r} in this workspace{nearest(name, self._tensors)}. "
+                f"Who writes what: {self.schema.writers}"
             )
 
     # ----------------------------------------------------------------------------------------------------- selecting
@@ -163,6 +172,14 @@ class Workspace:
         is_known = t0 == 0 or self._memory == ()
         return Workspace._made(self.schema, tensors, self._filled[t0:t1], self._memory if is_known else None)
 
+    def columns(self, first: int, last: int) -> "Workspace":
+        """A view of the environments first <= env < last. Its memory is its own to set."""
+        tensors = {
+            name: tensor[:, first:last] if self.schema[name].over_time else tensor[first:last]
+            for name, tensor in self._tensors.items()
+        }
+        return Workspace._made(self.schema, tensors, self._filled[:, first:last], None)
+
     def rows(self, index: Tensor) -> "Workspace":
         """The trajectories of the environments `index` (a copy), each with its memory before step 0."""
 
@@ -175,6 +192,24 @@ class Workspace:
         tensors = {name: part(name, tensor) for name, tensor in self._tensors.items()}
         memory = None if self._memory is None else mapped(chosen, self._memory)
         return Workspace._made(self.schema, tensors, self._filled.index_select(1, index), memory)
+
+    def crops(self, first: Tensor, length: int) -> "Workspace":
+        """`length` steps of each environment from its own step `first` on, and what followed (a copy).
+
+        Steps beyond the end repeat what stands there last, and count as never written.
+        """
+        nth = first + torch.arange(length + 1, device=self.device).unsqueeze(1)  # time env
+        column = torch.arange(self.envs, device=self.device)
+
+        def part(name: str, tensor: Tensor) -> Tensor:
+            if not self.schema[name].over_time:
+                return tensor
+            return tensor[nth[: self.schema.length(name, length)].clamp(max=len(tensor) - 1), column]
+
+        filled = self._filled[nth[:-1].clamp(max=self.time - 1), column] & (nth[:-1] < self.time)
+        tensors = {name: part(name, tensor) for name, tensor in self._tensors.items()}
+        is_known = self._memory == () or not bool(first.any())
+        return Workspace._made(self.schema, tensors, filled, self._memory if is_known else None)
 
     def minibatches(
         self, count: int, by: Literal["row", "step"], generator: torch.Generator | None = None

@@ -93,6 +93,7 @@ CATALOGUE: Mapping[str, Entry] = {
         "martes.envs.batched.connect_four:ConnectFour", "three in a row, without gravity", _TIC_TAC_TOE
     ),
     "memory-cue": Entry("martes.envs.batched.memory:MemoryCue", "remember a cue until asked for it"),
+    "pendulum": Entry("martes.envs.batched.pendulum:Pendulum", "swing it up; differentiable, alone or side by side"),
     "coordsum-3x10": Entry("martes.envs.batched.coordination:CoordSum", "sum to a target without a fixed convention"),
     "crowd": Entry("martes.envs.batched.crowd:Crowd", "thousands of agents that cost next to nothing"),
     "probe-constant": Entry(f"{_VALUE}:Lives", "one step that pays 1"),

@@ -194,15 +194,15 @@ class Copies:
         """Steps every copy by its row of `board.action`; those that were cut open their next episode."""
         self.stats = {}
         board, limit = self._board, self._limit
+        mine = slice(self._first, self._first + len(self._envs))
+        board.reward[mine], board.discount[mine], board.cut[mine] = 0, 1, False
         with self._telling():
             for index, (env, row) in enumerate(zip(self._envs, self._rows, strict=True)):
                 self._at, copy = index, self._first + index
-                row["reward"].fill(0)
-                row["discount"].fill(1)
                 elapsed = self._elapsed[index] = self._elapsed[index] + 1
                 result = env.step(board.action[copy], row)
-                board.cut[copy] = is_cut = result.cut or elapsed == limit
-                if is_cut:
+                if result.cut or elapsed == limit:
+                    board.cut[copy] = True
                     self._reopen(copy, env, row, result.stats)
 
     def _reopen(self, copy: int, env: SingleEnv, row: Row, stats: Mapping[str, float]) -> None:
@@ -333,4 +333,5 @@ def limited(team: TeamSpec, limit: int | None) -> TeamSpec:
 
 def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
     """A copy: the array is written over by the next step."""
-    return torch.as_tensor(array.copy()).to(device)
+    copied = torch.as_tensor(array.copy())
+    return copied if device.type == "cpu" else copied.to(device)

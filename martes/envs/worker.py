@@ -1,4 +1,4 @@
-"""A worker process: how it starts, and what it does: it makes copies of a task and steps them on a shared board."""
+"""A worker process: how it starts, and what it is there for: as a rule, to step copies of a task on a shared board."""
 
 import ctypes
 import faulthandler
@@ -12,7 +12,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from importlib import import_module
 from math import prod
@@ -61,28 +61,32 @@ def _unnamed(size: int) -> int:
     return handle
 
 
-def _attached(pipe: Connection) -> Board:
-    """The board that the parent shares."""
+def received(pipe: Connection) -> Callable[[tuple[int, ...], np.dtype], np.ndarray]:
+    """An allocator that takes the blocks that the parent shares, one an array, in the order in which it made them."""
 
     def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        handle = reduction.recv_handle(pipe)  # one an array, in the order in which a board asks for them
+        handle = reduction.recv_handle(pipe)
         try:
             return np.ndarray(shape, dtype, mmap.mmap(handle, os.fstat(handle).st_size))
         finally:
             os.close(handle)
 
-    team, copies = pipe.recv()
-    return Board(team, copies, allocate)
+    return allocate
 
 
 # ---------------------------------------------------------------------------------------------------------------- birth
+Answer = Callable[[bytes], bytes]
+"""What a worker does when it is told to do something: order -> answer."""
+Calling = Callable[[Connection, range, ExitStack], Answer]
+"""What a worker is there for. (pipe to the parent, its slice of the copies, what is to be closed at its end) -> what it
+does from then on, one `DONE` sent before. It can be pickled."""
+
+
 class Duty(NamedTuple):
     """What a worker is born with."""
 
-    make: Maker | bytes
-    """Pickled, unless the worker is a fork."""
+    calling: Calling
     copies: range
-    limit: int | None
     inherited: Sequence[Connection]
     """Ends of pipes that a fork has from its parent, and that would keep the others from noticing its death."""
     of_main_thread: bool
@@ -110,7 +114,7 @@ def two_ends() -> tuple[Connection, Connection]:
     return Connection(one.detach()), Connection(other.detach())
 
 
-def pickled(make: Maker) -> bytes:
+def pickled(make: object) -> bytes:
     """A maker on its way to a worker, by value where it is the user's script that defines it. Raises ConfigError."""
     try:
         return import_module("cloudpickle").dumps(make)
@@ -148,30 +152,22 @@ def cradle(is_fork: bool) -> Generator[None]:
 
 # ----------------------------------------------------------------------------------------------------------------- life
 def work(pipe: Connection, trace: Connection, duty: Duty) -> None:
-    """The life of a worker: makes its copies, says what team they are, and steps them until it is told to end.
+    """The life of a worker: it follows its calling until it is told to end.
 
     All orders and answers go through `pipe`; where Python stands when it crashes or hangs is written to `trace`.
     """
     _settle(trace, duty)
-    envs: list[SingleEnv] = []
-    try:
-        pipe.send_bytes(ALIVE)
-        for copy in duty.copies:
-            envs.append(_made(duty, copy))
+    with ExitStack() as closing:
+        try:
             pipe.send_bytes(ALIVE)
-        pipe.send_bytes(DONE + pickle.dumps(envs[0].team))
-        crew = Copies(envs, _attached(pipe), duty.copies.start, duty.limit)
-        pipe.send_bytes(DONE)
-        _serve(pipe, crew)
-    except (EOFError, ConnectionError):
-        pass  # the parent is gone: what environments raise comes as a MartesError
-    except BaseException as error:
-        with suppress(OSError):
-            pipe.send_bytes(FAILED + _report(error, is_traced=True))
-    finally:
-        for env in envs:
-            with suppress(Exception):  # the process ends, and with it all that is left open
-                env.close()
+            answer = duty.calling(pipe, duty.copies, closing)
+            while (order := pipe.recv_bytes()) != END:
+                pipe.send_bytes(answer(order))
+        except (EOFError, ConnectionError):
+            pass  # the parent is gone: what environments raise comes as a MartesError
+        except BaseException as error:
+            with suppress(OSError):
+                pipe.send_bytes(FAILED + _report(error, is_traced=True))
 
 
 def _settle(trace: Connection, duty: Duty) -> None:
@@ -189,29 +185,50 @@ def _settle(trace: Connection, duty: Duty) -> None:
     torch.set_num_threads(1)
 
 
-def _made(duty: Duty, copy: int) -> SingleEnv:
+def stepping(pipe: Connection, copies: range, closing: ExitStack, make: Maker | bytes, limit: int | None) -> Answer:
+    """The calling of who makes copies of a task, says what team they are, and steps them on the parent's board.
+
+    `make` comes pickled, unless the worker is a fork.
+    """
+    envs: list[SingleEnv] = []
+    for copy in copies:
+        envs.append(_made(make, copy))
+        closing.callback(_closed, envs[-1])
+        pipe.send_bytes(ALIVE)
+    pipe.send_bytes(DONE + pickle.dumps(envs[0].team))
+    team, count = pipe.recv()
+    crew = Copies(envs, Board(team, count, received(pipe)), copies.start, limit)
+    pipe.send_bytes(DONE)
+    return partial(_stepped, crew)
+
+
+def _made(make: Maker | bytes, copy: int) -> SingleEnv:
     try:
-        make: Maker = pickle.loads(duty.make) if isinstance(duty.make, bytes) else duty.make
-        return make()
+        made: Maker = pickle.loads(make) if isinstance(make, bytes) else make
+        return made()
     except MartesError:
         raise
     except Exception as error:
         raise EnvError(f"environment copy {copy} could not be made: {type(error).__name__}: {error}") from error
 
 
-def _serve(pipe: Connection, crew: Copies) -> None:
-    while (order := pipe.recv_bytes()) != END:
-        match order[:1]:
-            case b"s":
-                crew.step()
-                pipe.send_bytes(DONE + pickle.dumps(crew.stats) if crew.stats else DONE)
-            case b"0":
-                crew.reset(np.frombuffer(order, np.int64, offset=1).tolist())
-                pipe.send_bytes(DONE)
-            case b"v":
-                pipe.send_bytes(_answer(crew.save_replay))
-            case _:
-                pipe.send_bytes(_answer(partial(crew.render, int(order[1:]))))
+def _closed(env: SingleEnv) -> None:
+    with suppress(Exception):  # the process ends, and with it all that is left open
+        env.close()
+
+
+def _stepped(crew: Copies, order: bytes) -> bytes:
+    match order[:1]:
+        case b"s":
+            crew.step()
+            return DONE + pickle.dumps(crew.stats) if crew.stats else DONE
+        case b"0":
+            crew.reset(np.frombuffer(order, np.int64, offset=1).tolist())
+            return DONE
+        case b"v":
+            return _answer(crew.save_replay)
+        case _:
+            return _answer(partial(crew.render, int(order[1:])))
 
 
 def _answer(ask: Callable[[], object]) -> bytes:

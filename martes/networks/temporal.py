@@ -1,6 +1,6 @@
 """One module, two faces: `step` to act, `sequence` to learn; they agree to rounding, resets and masks included."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -8,8 +8,12 @@ from jaxtyping import Bool
 from torch import Tensor, nn
 
 from martes.data import Field, Fields, Memory, TimeStep, Workspace
-from martes.data.trees import cleared, mapped
+from martes.data.trees import cleared, mapped, outline
 from martes.errors import DataError, nearest
+from martes.networks.targets import still_copy
+
+EARNED = "earned"
+"""A field with an extra row that `act` keeps where it is asked for: what an agent was paid in the episode so far."""
 
 Inputs = Mapping[str, Tensor]
 Outputs = dict[str, Tensor]
@@ -65,6 +69,24 @@ class TemporalModule(nn.Module):
         """The part of this module that is enough to write `name`: acting alone needs no critic."""
         return self
 
+    def renamed(self, **names: str) -> "TemporalModule":
+        """The same module (no copy) under other names: `renamed(q="target_q")` writes `target_q`.
+
+        What it reads, writes and draws can be renamed. Raises DataError for a name that it knows nothing of.
+        """
+        from martes.networks.composition import Renamed
+
+        return Renamed(self, names)
+
+    def frozen(self) -> "TemporalModule":
+        """A copy whose weights no gradient reaches."""
+        return still_copy(self)
+
+    @property
+    def title(self) -> str:
+        """What errors call it."""
+        return type(self).__name__
+
     def forward(
         self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"] | None = None
     ) -> tuple[Outputs, Memory]:
@@ -99,8 +121,11 @@ class Chain(TemporalModule):
         for module in self._modules_in_order():
             for name in module.writes:
                 if name in writers:
-                    raise DataError(f"two writers of {name!r} in a chain: {writers[name]} and {type(module).__name__}")
-                writers[name] = type(module).__name__
+                    raise DataError(
+                        f"two writers of {name!r} in a chain: {writers[name]} and {module.title}. "
+                        f'Let one of them write another name: .renamed({name}="other_{name}")'
+                    )
+                writers[name] = module.title
         self._refuse_late_writers()
         self.writes = tuple(writers)
         reads = dict.fromkeys(name for module in self._modules_in_order() for name in module.reads)
@@ -112,12 +137,19 @@ class Chain(TemporalModule):
             for later in modules[position + 1 :]:
                 for name in set(module.reads) & set(later.writes):
                     raise DataError(
-                        f"{type(module).__name__} reads {name!r}, which {type(later).__name__} writes after it: "
-                        "put the writer first"
+                        f"{module.title} reads {name!r}, which {later.title} writes after it: put the writer first"
                     )
 
     def _modules_in_order(self) -> list[TemporalModule]:
         return [module for module in self.members if isinstance(module, TemporalModule)]
+
+    def leaves(self) -> Iterator[TemporalModule]:
+        """The members in their order; those of a chain in it one by one."""
+        for module in self._modules_in_order():
+            if isinstance(module, Chain):
+                yield from module.leaves()
+            else:
+                yield module
 
     def fields(self) -> dict[str, Field]:
         """The fields of all members."""
@@ -147,10 +179,17 @@ class Chain(TemporalModule):
         return zip(modules, memory if isinstance(memory, tuple) and memory else ((),) * len(modules), strict=True)
 
     def noise(self, envs: int, generator: torch.Generator) -> Outputs:
-        """The noise of all members."""
-        return {
-            name: drawn for module in self._modules_in_order() for name, drawn in module.noise(envs, generator).items()
-        }
+        """The noise of all members. Raises DataError where two of them would consume the same."""
+        drawn: Outputs = {}
+        for module in self._modules_in_order():
+            own = module.noise(envs, generator)
+            for name in own.keys() & drawn.keys():
+                raise DataError(
+                    f"{module.title} and a member before it draw {name!r}, and would draw alike: "
+                    f'give one of them .renamed({name}="other_{name}")'
+                )
+            drawn |= own
+        return drawn
 
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
         """Joined outputs of all members at one time step."""
@@ -184,8 +223,25 @@ class Chain(TemporalModule):
         raise DataError("no member of this chain writes a value")
 
 
-OnCut = Callable[[int, TimeStep, Memory], None]
-"""Told of each step at which some trajectory was cut: the step, the time step, the memory before any reset."""
+OnCut = Callable[[int, TimeStep, Memory], bool | None]
+"""Told of each step at which some trajectory was cut: the step, the time step, the memory before any reset.
+
+Where it answers true, acting ends there."""
+
+
+class EveryoneCut:
+    """As `on_cut`, it ends acting as soon as every environment has ended an episode; then it must be made anew.
+
+    `Workspace.first_episodes` tells what belongs to these episodes.
+    """
+
+    def __init__(self) -> None:
+        self._was_cut: Tensor | None = None
+
+    def __call__(self, t: int, step: TimeStep, memory: Memory) -> bool:
+        """Was every environment cut by now?"""
+        self._was_cut = step.cut if self._was_cut is None else self._was_cut | step.cut
+        return bool(self._was_cut.all())
 
 
 @torch.no_grad()
@@ -202,11 +258,12 @@ def act(
 
     The one acting loop: collecting, evaluating and playing call it. Row t must hold what the environment shows now;
     the memory before it is the workspace's at t0 = 0. Without a generator there is no noise: the policy is greedy.
+    `on_cut` may end it early.
     """
     env = chain.env
     if env is None:
         raise DataError("act needs an environment: compose Chain(env, policy)")
-    _refuse_missing(chain, workspace)
+    refuse_missing(chain, workspace, (*chain.reads, *chain.writes))
     memory = workspace.window(t0, t0 + steps).memory
     fresh = chain.initial_memory(env.num_envs) if memory != () else ()
     chosen: TimeStep | None = None
@@ -221,20 +278,42 @@ def act(
         chosen = env.step(outputs["action"])
         workspace.write(t, {"reward": chosen.reward, "discount": chosen.discount, "cut": chosen.cut})
         workspace.write(t + 1, {**chosen.seen, "start": chosen.start})
-        if on_cut is not None and chosen.final is not None:
-            on_cut(t, chosen, memory)
+        if EARNED in workspace:
+            paid = workspace[EARNED][t] + chosen.reward
+            workspace.write(t + 1, {EARNED: paid * ~chosen.start.unsqueeze(1)})
+        if on_cut is not None and chosen.final is not None and on_cut(t, chosen, memory):
+            break
     return memory
 
 
-def _refuse_missing(chain: Chain, workspace: Workspace) -> None:
-    for name in (*chain.reads, *chain.writes):
-        if name not in workspace:
-            modules = chain._modules_in_order()
-            users = [type(each).__name__ for each in modules if name in (*each.reads, *each.writes)]
-            raise DataError(
-                f"{' and '.join(users)} need the field {name!r}, which this workspace lacks"
-                f"{nearest(name, workspace.names)}. Extend its schema, or add the module that writes it"
-            )
+def refuse_missing(module: TemporalModule, workspace: Workspace, names: Iterable[str]) -> None:
+    """Raises DataError for a name that the workspace lacks, telling who needs it, who could write it, who writes what.
+
+    Those who could are members of the chain, else the kinds of module known here that write nothing but such names.
+    """
+    for name in names:
+        if name in workspace:
+            continue
+        modules = [*module.leaves()] if isinstance(module, Chain) else [module]
+        users = [each.title for each in modules if name in (*each.reads, *each.writes)] or [module.title]
+        inside = [each.title for each in modules if name in each.writes]
+        known = sorted({kind.__name__ for kind in _kinds(TemporalModule) if name in vars(kind).get("writes", ())})
+        if inside:
+            cure = f"{inside[0]} would write it: extend the schema by its fields()"
+        elif known:
+            cure = f"{' or '.join(known)} could write it: put one before {users[0]}, and extend the schema"
+        else:
+            cure = "Extend its schema, and add the module that writes it"
+        raise DataError(
+            f"{' and '.join(users)} need the field {name!r}, which this workspace lacks"
+            f"{nearest(name, workspace.names)}. {cure}. Who writes what: {workspace.schema.writers}"
+        )
+
+
+def _kinds(kind: type[TemporalModule]) -> Iterator[type[TemporalModule]]:
+    for each in kind.__subclasses__():
+        yield each
+        yield from _kinds(each)
 
 
 def replay(
@@ -246,8 +325,23 @@ def replay(
     `stepwise` runs the loop over `step` in place of `sequence`: equal to rounding, slower.
     """
     names = (*module.reads, *given)
+    refuse_missing(module, workspace, names)
     inputs: Fields = {name: workspace[name][: workspace.time] for name in names}
     start = workspace["start"][: workspace.time]
     run = TemporalModule.sequence.__get__(module) if stepwise else module
-    outputs, _ = run(inputs, mapped(Tensor.detach, workspace.memory), start)
+    outputs, _ = run(inputs, _memory_of(module, workspace), start)
     return outputs
+
+
+def _memory_of(module: TemporalModule, workspace: Workspace) -> Memory:
+    """What a module remembered before the record. Raises DataError where that is another module's."""
+    fresh = module.initial_memory(workspace.envs)
+    if fresh == ():
+        return ()
+    memory = mapped(Tensor.detach, workspace.memory)
+    if outline(memory) != outline(fresh):
+        raise DataError(
+            f"the memory before step 0 has the form {outline(memory)}, that of {module.title} has {outline(fresh)}: "
+            "it was another module's. Set workspace.memory, or replay what acted"
+        )
+    return memory

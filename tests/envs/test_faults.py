@@ -96,7 +96,7 @@ def test_a_hanging_worker_is_named_and_killed(fault):
 def test_a_worker_that_dies_between_steps_is_named():
     with closing(faulty("raises", at=99)) as env:
         env.reset(0)
-        os.kill(env._crew._workers[1].pid, signal.SIGTERM)
+        os.kill(env._crew._force.workers[1].pid, signal.SIGTERM)
         time.sleep(0.2)
         with pytest.raises(EnvError, match=r"worker 2 of 3 \(environment copies 2 to 3\), step 1.*SIGTERM"):
             env.step(torch.zeros(7, 3, dtype=torch.int64))
@@ -105,7 +105,7 @@ def test_a_worker_that_dies_between_steps_is_named():
 def test_a_stopped_worker_counts_as_hanging():
     with closing(faulty("raises", at=99, timeout=1)) as env:
         env.reset(0)
-        os.kill(env._crew._workers[0].pid, signal.SIGSTOP)
+        os.kill(env._crew._force.workers[0].pid, signal.SIGSTOP)
         with pytest.raises(EnvError, match=r"worker 1 of 3.*no answer"):
             env.step(torch.zeros(7, 3, dtype=torch.int64))
 

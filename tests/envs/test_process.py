@@ -119,7 +119,7 @@ def test_contract_of_spread_in_processes(unchecked):
 
 def test_worker_slices_are_contiguous_and_complete():
     with closing(process_env(Ramble, 7, hosting=QUICK)) as env:
-        slices = [each.copies for each in env._crew._workers]
+        slices = [each.copies for each in env._crew._force.workers]
     assert [copy for each in slices for copy in each] == list(range(7))
     assert {len(each) for each in slices} == {2, 3}
 

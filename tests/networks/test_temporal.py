@@ -18,7 +18,16 @@ from tests.worlds import WORLDS, World, crossed
 NETWORKS = {
     "mlp": Network(hidden=(16, 16), layer_norm=True, agent_id=True),
     "gru": Network(hidden=(16,), memory="gru", memory_size=12, activation="tanh"),
+    "attention 5": Network(hidden=(16,), memory="attention", memory_size=8, memory_window=5, memory_layers=2),
 }
+BLOCKS = {
+    "attention 1": Network(hidden=(16,), memory="attention", memory_size=8, memory_window=1),
+    "attention T": Network(hidden=(16,), memory="attention", memory_size=8, memory_window=12, memory_norm=False),
+    "attention all": Network(hidden=(16,), memory="attention", memory_size=16, memory_window=40),
+    "retention": Network(hidden=(16,), memory="retention", memory_size=8, memory_layers=2),
+    "retention, no norm": Network(hidden=(16,), memory="retention", memory_size=8, memory_norm=False),
+}
+REMEMBERING = {name: each for name, each in {**NETWORKS, **BLOCKS}.items() if name not in ("mlp", "attention 1")}
 
 
 def recorded(
@@ -45,9 +54,14 @@ def recorded(
     return chain, workspace
 
 
-@pytest.mark.parametrize(("world", "sharing", "network"), crossed([*WORLDS], ["shared", "group", "agent"], [*NETWORKS]))
+@pytest.mark.parametrize(
+    ("world", "sharing", "network"),
+    crossed([*WORLDS], ["shared", "group", "agent"], [*NETWORKS])
+    + crossed(["dying", "continuous", "unequal"], ["shared", "group", "agent"], [*BLOCKS][:3])
+    + crossed(["dying", "continuous"], ["shared", "group"], [*BLOCKS][3:]),
+)
 def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str, network: str) -> None:
-    chain, workspace = recorded(WORLDS[world], NETWORKS[network], sharing)
+    chain, workspace = recorded(WORLDS[world], {**NETWORKS, **BLOCKS}[network], sharing)
     choice = chain.members[0].members[0].choice
     whole = replay(chain, workspace, given=(choice,))
     loop = replay(chain, workspace, given=(choice,), stepwise=True)
@@ -58,8 +72,9 @@ def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str
 
 
 @pytest.mark.parametrize("world", [WORLDS["dying"], WORLDS["continuous"]], ids=["dying", "continuous"])
-def test_memory_after_the_window_agrees_too(world: World) -> None:
-    chain, workspace = recorded(world, NETWORKS["gru"])
+@pytest.mark.parametrize("network", REMEMBERING)
+def test_memory_after_the_window_agrees_too(world: World, network: str) -> None:
+    chain, workspace = recorded(world, REMEMBERING[network])
     names = chain.reads
     inputs = {name: workspace[name][: workspace.time] for name in names}
     choice = chain.members[0].members[0].choice
@@ -67,14 +82,15 @@ def test_memory_after_the_window_agrees_too(world: World) -> None:
     _, after = chain.sequence(inputs, workspace.memory, workspace["start"][: workspace.time])
     _, looped = TemporalModule.sequence(chain, inputs, workspace.memory, workspace["start"][: workspace.time])
     pairs = list(zip(leaves(after), leaves(looped), strict=True))
-    assert len(pairs) == 2
+    assert len(pairs) == (4 if network.startswith("attention") else 2)
     for (path, one), (_, other) in pairs:
-        assert one.abs().sum() > 0
-        assert torch.allclose(one, other, atol=1e-6), path
+        assert one.float().abs().sum() > 0
+        assert torch.allclose(one.float(), other.float(), atol=1e-5), path
 
 
-def test_two_halves_are_the_whole() -> None:
-    chain, workspace = recorded(WORLDS["discrete"], NETWORKS["gru"])
+@pytest.mark.parametrize("network", REMEMBERING)
+def test_two_halves_are_the_whole(network: str) -> None:
+    chain, workspace = recorded(WORLDS["discrete"], REMEMBERING[network])
     inputs = {name: workspace[name][: workspace.time] for name in (*chain.reads, "action")}
     start = workspace["start"][: workspace.time]
     whole, _ = chain.sequence(inputs, workspace.memory, start)
@@ -82,22 +98,24 @@ def test_two_halves_are_the_whole() -> None:
     # Between windows the collector does what `act` does: memory is cleared where the next step opens an episode.
     second, _ = chain.sequence({k: v[5:] for k, v in inputs.items()}, memory, start[5:])
     for name, value in whole.items():
-        assert torch.allclose(value, torch.cat([first[name], second[name]]), atol=1e-6), name
+        assert torch.allclose(value, torch.cat([first[name], second[name]]), atol=1e-5), name
 
 
-def test_memory_matters_and_stays_inside_its_episode() -> None:
-    chain, workspace = recorded(World(ends=0.0, limit=6), NETWORKS["gru"])
+@pytest.mark.parametrize("network", REMEMBERING)
+def test_memory_matters_and_stays_inside_its_episode(network: str) -> None:
+    chain, workspace = recorded(World(ends=0.0, limit=6), REMEMBERING[network])
     before = replay(chain, workspace, given=("action",))["value"]
     workspace["obs"][0] += 1.0
     after = replay(chain, workspace, given=("action",))["value"]
-    assert not torch.allclose(before[5], after[5]), "the end of the first episode must know its beginning"
+    assert not torch.allclose(before[4:6], after[4:6]), "the end of the first episode must know its beginning"
     assert torch.equal(before[6:], after[6:]), "the second episode must know nothing of the first"
 
 
-def test_newcomer_has_fresh_memory() -> None:
+@pytest.mark.parametrize("network", REMEMBERING)
+def test_newcomer_has_fresh_memory(network: str) -> None:
     generator = torch.Generator().manual_seed(0)
     team = World(agents=2).team
-    policy = Policy(team, NETWORKS["gru"], "shared", generator)
+    policy = Policy(team, REMEMBERING[network], "shared", generator)
     with torch.no_grad():
         policy.head.weight.mul_(100)
     obs, mask = torch.randn(3, 1, 2, 6), torch.tensor([[[True, True]], [[True, False]], [[True, True]]])
@@ -105,8 +123,8 @@ def test_newcomer_has_fresh_memory() -> None:
     start = torch.zeros(3, 1, dtype=torch.bool)
     out, _ = policy.sequence(inputs, policy.initial_memory(1), start)
     alone, _ = policy.step({"obs": obs[2], "agent_mask": mask[2]}, policy.initial_memory(1))
-    assert torch.allclose(out["entropy"][2, 0, 1], alone["entropy"][0, 1], atol=1e-7)
-    assert not torch.allclose(out["entropy"][2, 0, 0], alone["entropy"][0, 0], atol=1e-7)
+    assert torch.allclose(out["entropy"][2, 0, 1], alone["entropy"][0, 1], atol=1e-6)
+    assert not torch.allclose(out["entropy"][2, 0, 0], alone["entropy"][0, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("world", WORLDS.values(), ids=WORLDS)
@@ -159,16 +177,17 @@ import torch
 from martes.networks import Network, Policy
 from tests.worlds import World
 world = World(has_masks=True)
-policy = Policy(world.team, Network(memory="gru"), "group", torch.Generator().manual_seed(0))
 inputs = {
     "obs": torch.randn(2, 3, 6),
     "agent_mask": torch.ones(2, 3, dtype=torch.bool),
     "action_mask": torch.ones(2, 3, 5, dtype=torch.bool),
     "noise": torch.randn(2, 3, 5),
 }
-memory = policy.initial_memory(2)
-compiled = torch.compile(policy.step, fullgraph=True, backend="eager")
-assert torch.equal(compiled(inputs, memory)[0]["action"], policy.step(inputs, memory)[0]["action"])
+for kind in ("gru", "attention", "retention"):
+    policy = Policy(world.team, Network(memory=kind), "group", torch.Generator().manual_seed(0))
+    memory = policy.initial_memory(2)
+    compiled = torch.compile(policy.step, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(inputs, memory)[0]["action"], policy.step(inputs, memory)[0]["action"])
 """
 
 

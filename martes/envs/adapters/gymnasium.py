@@ -20,6 +20,7 @@ from martes.envs.batched.foraging import foraging
 from martes.envs.single import Result, Row, SingleEnv, limited
 from martes.errors import ConfigError, EnvError, nearest, require
 
+OVER, GOING_ON = Result(True), Result(False)
 Masks = Callable[[np.ndarray], None]
 """Writes which actions are legal as things stand [agent action]."""
 
@@ -37,6 +38,8 @@ class TeamOfOne:
         team = team_of(sees, does, masks_actions="action_mask" in info)
         self.team = limited(team, _limit(env))
         self._seats = Seats(self.team, sees, does)
+        self._shape = _plain_shape(env.observation_space) if "action_mask" not in info else None
+        self._is_plain = isinstance(env.action_space, spaces.Discrete) and env.action_space.start == 0
 
     def reset(self, seed: int | None, row: Row) -> None:
         """Opens an episode and writes what is seen first."""
@@ -44,12 +47,17 @@ class TeamOfOne:
 
     def step(self, action: np.ndarray, row: Row) -> Result:
         """The result of `action` [1 ...]."""
-        obs, reward, terminated, truncated, info = self._env.step(self._seats.actions(action, ("agent_0",))["agent_0"])
+        chosen = action.item() if self._is_plain else self._seats.actions(action, ("agent_0",))["agent_0"]
+        obs, reward, terminated, truncated, info = self._env.step(chosen)
         is_over = bool(terminated or truncated)
-        self._show(row, obs, info, is_over)
+        if isinstance(obs, np.ndarray) and obs.shape == self._shape:  # the commonest case, in a third of the time
+            row["obs"][0] = obs
+        else:
+            self._show(row, obs, info, is_over)
         row["reward"][0] = reward
-        row["discount"][0] = not terminated
-        return Result(is_over)
+        if terminated:
+            row["discount"][0] = 0
+        return OVER if is_over else GOING_ON
 
     def _show(self, row: Row, obs: object, info: Mapping[str, object], is_over: bool = False) -> None:
         self._seats.show(row, {"agent_0": obs})
@@ -132,6 +140,11 @@ class TeamOfTuples:
     def close(self) -> None:
         """Closes the environment."""
         self._env.close()
+
+
+def _plain_shape(space: spaces.Space) -> tuple[int, ...] | None:
+    """The shape of a space of plain vectors; None of any other."""
+    return space.shape if isinstance(space, spaces.Box) and len(space.shape) == 1 else None
 
 
 def _mask(mask: object) -> object:

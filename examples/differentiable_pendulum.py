@@ -1,0 +1,42 @@
+"""A policy that learns to swing up a pendulum from the gradient of what the pendulum pays, through time.
+
+No value, no advantage, no likelihood: the environment is a function of tensors, so the return has a gradient.
+"""
+
+import sys
+
+import torch
+
+from martes.data import Schema
+from martes.envs.batched.engine import BatchedEnv
+from martes.envs.batched.pendulum import Pendulum
+from martes.networks import Chain, Network, Policy
+from martes.networks.tape import taped
+from martes.training.evaluate import evaluate
+
+
+def main(updates=200, copies=32, window=40):
+    """Learns for so many updates, each from one window of every copy."""
+    torch.set_num_threads(1)  # small tensors: a second thread would only wait
+    generator = torch.Generator().manual_seed(0)
+    env = BatchedEnv(Pendulum(steps=200), copies)
+    policy = Policy(env.team, Network(hidden=(64, 64), activation="tanh"), "shared", generator)
+    schema = Schema.from_team(env.team).extended(**policy.fields())
+    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    now, test = env.reset(0), BatchedEnv(Pendulum(), 20)
+    for update in range(updates):
+        tape = taped(Chain(env, policy), schema, now, window)  # no generator: no noise
+        loss = -tape.window["reward"].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimiser.step()
+        now = tape.last
+        if (update + 1) % 50 == 0:
+            print(f"update {update + 1}: a step pays {-float(loss.detach()):.2f}", flush=True)
+    scores = evaluate(policy, test, episodes=20, seed=1)
+    print(f"an episode of 200 steps pays {float(scores.returns.mean()):.0f}")
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

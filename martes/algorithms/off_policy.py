@@ -3,11 +3,12 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 
 from martes.data import Field, Schema, TeamSpec, Vector
+from martes.data.experience import Episodes, Replayed, Transitions
 from martes.data.priorities import Prioritised
 from martes.data.replay import Folder
 from martes.errors import ConfigError
@@ -16,6 +17,26 @@ from martes.maths.schedules import Constant, Linear
 OPTIMISERS = {"adam": partial(torch.optim.Adam, fused=True), "rmsprop": torch.optim.RMSprop}
 """By name; RMSprop averages squared gradients at torch's own rate, 0.99."""
 _EVERY_LEARNER = ("agent_mask", "start", "cut", "reward", "discount", "action")
+
+
+@runtime_checkable
+class Pace(Protocol):
+    """How often one acts and learns: fields of a learner's config."""
+
+    @property
+    def ratio(self) -> float:
+        """Gradient steps for each environment step."""
+        ...
+
+    @property
+    def warmup(self) -> int:
+        """Environment steps before learning starts."""
+        ...
+
+    @property
+    def rollout(self) -> int:
+        """Steps of each environment between two looks at which updates are due."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,28 @@ class Store:
             return replace(field, dtype=torch.uint8 if most <= 256 else torch.int16)
         is_seen = name == "state" or isinstance(team.parts.get(name), Vector)
         return replace(field, dtype=getattr(torch, self.seen_as)) if is_seen else field
+
+    def replayed(
+        self,
+        team: TeamSpec,
+        reads: tuple[str, ...],
+        of: Transitions | Episodes,
+        pace: Pace,
+        generator: torch.Generator,
+    ) -> Replayed:
+        """The experience of a learner of this team that reads these fields, in batches that `of` describes."""
+        return Replayed(
+            self.schema(team, reads),
+            generator,
+            of,
+            self.capacity,
+            ratio=pace.ratio,
+            warmup=pace.warmup,
+            steps=pace.rollout,
+            prioritised=self.prioritised,
+            folder=self.place,
+            device=generator.device if self.device == "learner" else "cpu",
+        )
 
     @property
     def prioritised(self) -> Prioritised | None:

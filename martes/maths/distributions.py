@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -15,6 +15,9 @@ from martes.maths.masks import masked_logits
 
 NARROW = 16
 """Below this many actions torch's CPU log-softmax is 5 to 10 times slower over the last axis than over the first."""
+
+WALL = 1e-3
+"""How near to the walls of its box an action that others chose is taken to be, in half widths of the box."""
 
 NODES, REACH = 17, 4.5
 """Points of the trapezoid rule behind the entropy of a squashed Gaussian, and how many deviations they reach."""
@@ -27,6 +30,23 @@ def gumbel(
     uniform = torch.rand(tuple(shape), generator=generator, device=device)
     # U = 0 would give an infinite noise, and an illegal action could win.
     return uniform.clamp_(min=torch.finfo(uniform.dtype).tiny).log_().neg_().log_().neg_()
+
+
+def straight_through(
+    logits: Float[Tensor, "*batch action"],
+    noise: Float[Tensor, "*batch action"] | None = None,
+    mask: Bool[Tensor, "*#batch action"] | None = None,
+    temperature: float = 1.0,
+) -> Float[Tensor, "*batch action"]:
+    """The one-hot of the legal argmax(logits + noise), with the gradient of softmax((logits + noise) / temperature).
+
+    With standard Gumbel noise it is a draw of softmax(logits).
+    Source: Jang et al. 2017, section 2.2; Bengio et al. 2013.
+    """
+    disturbed = (logits if noise is None else logits + noise) / temperature
+    soft = (disturbed if mask is None else masked_logits(disturbed, mask)).softmax(-1)
+    hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
+    return hard + soft - soft.detach()
 
 
 class Categorical:
@@ -60,7 +80,7 @@ class Categorical:
         """What the environment executes: the sample itself."""
         return sample
 
-    def log_prob(self, sample: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, sample: Integer[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """log p(sample), in nats."""
         return self.log_probs.gather(-1, sample.long().unsqueeze(-1)).squeeze(-1)
 
@@ -98,7 +118,7 @@ class MultiCategorical:
         """What the environment executes: the sample itself."""
         return sample
 
-    def log_prob(self, sample: Int[Tensor, "*batch sub"]) -> Float[Tensor, "*batch"]:
+    def log_prob(self, sample: Integer[Tensor, "*batch sub"]) -> Float[Tensor, "*batch"]:
         """The sum of log p over sub-actions, in nats."""
         return self._counted(self.sub_actions.log_prob(sample)).sum(-1)
 
@@ -145,6 +165,11 @@ class SquashedGaussian:
     def action(self, sample: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         """What the environment executes; lerp keeps it inside the box to the last bit."""
         return torch.lerp(self.low.expand_as(sample), self.high.expand_as(sample), (sample.tanh() + 1) / 2)
+
+    def sample_of(self, action: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
+        """The u whose action this is, |u| <= artanh(1 - 1e-3): at the walls of the box it would be infinite."""
+        share = 2 * (action - self.low) / (self.high - self.low) - 1
+        return share.clamp(-1 + WALL, 1 - WALL).atanh()
 
     def log_prob(self, sample: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch"]:
         """The log density of the executed action a at u: log N(u) - log |da/du|, in nats."""

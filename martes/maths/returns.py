@@ -75,6 +75,8 @@ def n_step_returns(
     if n < 1:
         raise ValueError(f"n is {n}; an n-step return needs n >= 1")
     one_step = reward + _discounted(next_value, discount)
+    if min(n, len(reward)) == 1:
+        return one_step
     ends = _like(_last_rows(cut), reward)
     returns = one_step
     for _ in range(min(n, len(reward)) - 1):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian, gumbel
+from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian, gumbel, straight_through
 
 
 def numbers(*values: float) -> Tensor:
@@ -294,3 +294,37 @@ def test_a_floor_keeps_a_choice_without_doubts_finite() -> None:
     assert torch.allclose(
         Categorical(logits, mask).floored(torch.tensor(0.3)).log_probs[0].exp()[1:], torch.tensor(0.1)
     )
+
+
+# ------------------------------------------------------------------------------------------------- straight through
+def test_straight_through_is_one_hot_with_the_gradient_of_the_softmax() -> None:
+    logits = torch.tensor([1.0, 2.0, 0.5], requires_grad=True)
+    weight = torch.tensor([3.0, -1.0, 2.0])
+    chosen = straight_through(logits)
+    assert torch.equal(chosen.detach(), torch.tensor([0.0, 1.0, 0.0]))
+    (chosen * weight).sum().backward()
+    p = [math.exp(x) / sum(map(math.exp, (1.0, 2.0, 0.5))) for x in (1.0, 2.0, 0.5)]
+    mean = sum(a * b for a, b in zip(p, weight.tolist(), strict=True))
+    expected = [a * (b - mean) for a, b in zip(p, weight.tolist(), strict=True)]  # dp_j/dx_i = p_i (d_ij - p_j)
+    assert logits.grad is not None and logits.grad.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_straight_through_draws_from_the_softmax_among_the_legal() -> None:
+    logits, mask = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(40_000, 4), torch.tensor([True, True, True, False])
+    noise = gumbel((40_000, 4), torch.Generator().manual_seed(0))
+    shares = straight_through(logits, noise, mask).mean(0)
+    assert torch.allclose(shares, torch.tensor([0.0, 1.0, 2.0, -torch.inf]).softmax(0), atol=0.01)
+    assert torch.equal(straight_through(logits, noise, mask, 0.1).mean(0).argmax(), torch.tensor(2))
+    free = torch.zeros(4, requires_grad=True)
+    (straight_through(free, None, mask) * torch.arange(4.0)).sum().backward()
+    assert free.grad is not None and free.grad[3] == 0 and free.grad[:3].abs().sum() > 0
+
+
+def test_the_sample_of_an_action_is_the_one_that_gives_it() -> None:
+    low, high = torch.tensor([-1.0, 0.0]), torch.tensor([2.0, 10.0])
+    squashed = SquashedGaussian(torch.zeros(50, 2), torch.zeros(2), low, high)
+    sample = 2 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    sample = sample.clamp(-3.5, 3.5)
+    assert torch.allclose(squashed.sample_of(squashed.action(sample)), sample, atol=1e-3)
+    walls = squashed.sample_of(torch.stack((low, high)))  # an action at the wall: far out, and finite
+    assert torch.allclose(walls, torch.tensor([[-3.8], [3.8]]).expand(2, 2), atol=0.01)

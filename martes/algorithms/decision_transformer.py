@@ -1,0 +1,147 @@
+"""Decision transformer: what was done where so much was still to come; asked for much, it does what earned much."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from martes.algorithms.descent import descended, restored, state_of
+from martes.algorithms.imitation import Measure, errors_of
+from martes.algorithms.learner import Metrics
+from martes.algorithms.off_policy import Store
+from martes.algorithms.rewards import Reward, rewards_of
+from martes.data import Field, TeamSpec, Workspace
+from martes.data.experience import Episodes
+from martes.data.limits import COUNT, NATURAL, POSITIVE, refuse, refuse_beyond
+from martes.maths.masks import masked_mean
+from martes.maths.returns import reward_to_go
+from martes.networks import Network, Sharing
+from martes.networks.growth import Parts
+from martes.networks.return_conditioned import ReturnConditioned
+from martes.networks.temporal import EARNED
+
+
+@dataclass(frozen=True)
+class DecisionTransformer:
+    """Imitation, given the return that followed. Source: Chen et al. 2021."""
+
+    tokens: Literal[1, 3] = 3
+    """A token each for last action, return to go and observation, or one for all of a step."""
+    context: int = 20
+    """Steps that it sees, the present one included."""
+    target_return: float | None = None
+    """Return of an episode that each agent aims at when acting; none: the highest that it had in the data."""
+    network: Network = field(default_factory=lambda: Network(hidden=(64,), memory_layers=2))
+    """What reads the tokens; its memory is always attention over the context."""
+    sharing: Sharing = "shared"
+    """Which agents share parameters: all, those of a group, or none."""
+    error: Measure = "likelihood"
+    """Of real-valued actions: by their log-density, or by their squared distance from the policy's best ones."""
+    reward: Reward = "own"
+    """Whose return is told: each agent's own, or the team's mean (of the living) or sum."""
+    batch: int = 16
+    """Whole episodes of one gradient step."""
+    ratio: float = 0.002
+    """Gradient steps for each environment step (learning from data alone, none of these is made: they only count)."""
+    rollout: int = 32
+    """Steps of each environment between two looks at which updates are due."""
+    warmup: int = 0
+    """Environment steps before learning starts; it also waits until a batch is there."""
+    store: Store = field(default_factory=Store)
+    """What is kept where somebody acts."""
+    lr: float = 1e-3
+    """Step size of Adam."""
+    max_grad_norm: float | None = 0.25
+    """Longest gradient, per slot; none: any."""
+    adam_eps: float = 1e-8
+    """Term that keeps Adam's denominator from 0."""
+
+    def __post_init__(self) -> None:
+        refuse("algorithm.tokens", self.tokens, self.tokens not in (1, 3), "1 or 3")
+        refuse("algorithm.store.alpha", self.store.alpha, self.store.alpha > 0, "0: every episode is equally likely")
+        refuse_beyond(self, NATURAL, "warmup")
+        refuse_beyond(self, COUNT, "context", "batch", "rollout")
+        refuse_beyond(self, POSITIVE, "ratio", "lr", "adam_eps")
+        refuse_beyond(self, POSITIVE, "max_grad_norm", or_none=True)
+
+    def learner(self, team: TeamSpec, generator: torch.Generator) -> "DecisionLearner":
+        """A fresh learner of this team; every random number it ever needs comes from `generator`."""
+        return DecisionLearner(self, team, generator)
+
+
+class DecisionLearner:
+    """A decision transformer at work on one team."""
+
+    imitates = True
+
+    def __init__(self, config: DecisionTransformer, team: TeamSpec, generator: torch.Generator) -> None:
+        self.config, self.updates = config, 0
+        network = replace(config.network, memory="attention", memory_window=config.context * config.tokens)
+        self.policy = ReturnConditioned(team, network, config.sharing, config.tokens, generator).to(generator.device)
+        if config.target_return is not None:
+            self.policy.asked.fill_(config.target_return)
+        reads = tuple(name for name in self.policy.reads if name != EARNED)  # the rewards tell it
+        self.experience = config.store.replayed(team, reads, Episodes(config.batch), config, generator)
+        self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
+        self.parts: Parts = {"policy": self.policy, "optimiser": self.optimiser}
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """What acting adds to the team's fields."""
+        return self.policy.fields()
+
+    def update(self, batch: Workspace) -> Metrics:
+        """Learns from whole episodes, one gradient step; returns what to watch."""
+        self._ask(batch)
+        loss, metrics = self.loss(batch)
+        parts = {"policy": (self.policy, self.policy.slots.count)}
+        norms = descended(loss, self.optimiser, parts, self.config.max_grad_norm, batch)
+        self.policy.observe(self._inputs(batch), batch.mask)
+        self.updates += 1
+        return metrics | norms | {"asked_return": self.policy.asked.mean()}
+
+    def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
+        """L = -mean log pi(a_t | a_{t-1}, R_t, o_t, and those before) over the choices that agents made.
+
+        R_t = r_t + r_{t+1} + ... to the end of the episode. Padding counts nowhere.
+        """
+        inputs, mask = self._inputs(batch) | {"action": batch["action"]}, self._counted(batch)
+        memory, start = self.policy.initial_memory(batch.envs), batch["start"][: batch.time]
+        pi = self.policy.distribution(inputs, memory, start)
+        error, metrics = errors_of(pi, batch["action"], self.config.error, mask)
+        loss = masked_mean(error, mask)
+        return loss, {"loss": loss.detach()} | metrics
+
+    def returns(self, batch: Workspace) -> Float[Tensor, "time env agent"]:
+        """What was still to come at each step, undiscounted."""
+        reward = rewards_of(self.config.reward, batch["reward"], batch["agent_mask"][: batch.time])
+        one = torch.ones_like(batch["reward"])
+        return reward_to_go(reward * one, one, batch["cut"])
+
+    def _inputs(self, batch: Workspace) -> dict[str, Tensor]:
+        seen = {name: batch[name][: batch.time] for name in self.policy.reads if name != EARNED}
+        return seen | {"return_to_go": self.returns(batch)}
+
+    def _counted(self, batch: Workspace) -> Bool[Tensor, "time env agent"]:
+        return batch.decided & batch["counted"].unsqueeze(-1)
+
+    def _ask(self, batch: Workspace) -> None:
+        """Moves what is asked, and what returns are divided by, to the highest so far."""
+        whole, policy = self.returns(batch)[0], self.policy
+        highest, largest = whole.amax(0), whole.abs().amax()
+        if self.updates:
+            highest, largest = policy.asked.maximum(highest), policy.scale.maximum(largest)
+        policy.scale.copy_(torch.where(largest > 0, largest, 1.0))
+        if self.config.target_return is None:
+            policy.asked.copy_(highest)
+
+    def state_dict(self) -> dict[str, object]:
+        """Weights and statistics, optimiser and counter; random state is the experience's."""
+        return state_of(self.parts, {"updates": self.updates})
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Restores `state_dict`."""
+        self.updates = restored(state, self.parts)["updates"]

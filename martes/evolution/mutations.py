@@ -1,0 +1,183 @@
+"""What may happen to a copy: nothing, another hyperparameter, noise on its weights; or what networks can grow into."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from martes.algorithms.learner import Algorithm
+from martes.data import TeamSpec
+from martes.errors import ConfigError
+from martes.evolution.member import UNCHANGED, Change, Member, Mutated, Mutation, newborn, revived
+from martes.evolution.space import Number, Range, Space, number_at, with_numbers
+
+
+@dataclass(frozen=True)
+class Unchanged:
+    """A copy that stays a copy."""
+
+    kind: ClassVar[str] = "none"
+
+    def refuse_unfit(self, algorithm: Algorithm, team: TeamSpec) -> None:
+        """Fits any."""
+
+    def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
+        """The member."""
+        return Mutated(member, UNCHANGED)
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """A number of the algorithm moves up or down by its factor, within its bounds. Nothing that was learned changes."""
+
+    space: Space
+    all_at_once: bool = False
+    """Does every number move, each up or down by chance (Jaderberg et al. 2017: perturb)? Else one."""
+    kind: ClassVar[str] = "hyperparameter"
+
+    def refuse_unfit(self, algorithm: Algorithm, team: TeamSpec) -> None:
+        """Raises ConfigError where there is nothing to search, or a number of the space shapes what is learned."""
+        if not self.space:
+            raise ConfigError(
+                "this algorithm has no number with declared bounds: say evolution.space.algorithm.<name>=<low>,<high>, "
+                "or evolution.mutation.hyperparameter=0"
+            )
+        member = newborn(algorithm, team, 0, torch.Generator())
+        for path, bounds in self.space.items():
+            moves = _moves(member.algorithm, path, bounds)
+            for move in moves:
+                try:
+                    revived(replace(member, algorithm=move.algorithm), torch.Generator())
+                except ConfigError as error:
+                    raise ConfigError(f"evolution.space.{path} cannot be searched: {error}") from error
+
+    def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
+        """The member with one number (or all of them) changed; None where each is at its bound or alone there."""
+        algorithm, done = member.algorithm, list[_Move]()
+        for place in torch.randperm(len(self.space), generator=generator, device=generator.device).tolist():
+            path = list(self.space)[place]
+            moves = _moves(algorithm, path, self.space[path])
+            if moves:
+                chosen = torch.randint(len(moves), (), generator=generator, device=generator.device)
+                done.append(moves[int(chosen)])
+                algorithm = done[-1].algorithm
+                if not self.all_at_once:
+                    break
+        if not done:
+            return None
+        before = tuple(number_at(member.algorithm, move.path) for move in done)
+        change = _told([move.path for move in done], before, tuple(move.value for move in done))
+        return Mutated(replace(member, algorithm=algorithm), change)
+
+
+class _Move(NamedTuple):
+    path: str
+    value: Number
+    algorithm: Algorithm
+
+
+def _moves(algorithm: Algorithm, path: str, bounds: Range) -> list[_Move]:
+    """What one step up and one step down lead to, where that is a change that the algorithm does not refuse."""
+    value = number_at(algorithm, path)
+    moves = list[_Move]()
+    for factor in (bounds.grow, bounds.shrink):
+        new = bounds.moved(value, factor)
+        if new != value:
+            try:
+                moves.append(_Move(path, new, with_numbers(algorithm, {path: new})))
+            except ConfigError:
+                continue
+    return moves
+
+
+def _told(paths: list[str], before: tuple[Number, ...], after: tuple[Number, ...]) -> Change:
+    if len(paths) == 1:
+        return Change(Hyperparameter.kind, paths[0], before[0], after[0])
+    return Change(Hyperparameter.kind, ", ".join(paths), before, after)
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Normal noise on a part of the weights that act, in proportion to how large the weights of their matrix are.
+
+    w <- w + sd rms(W) n for a `share` of the entries of some matrices W, n ~ N(0, 1). Biases, entries that are exactly
+    0 (the padding of unequal agents), critics, targets and optimisers stay as they are.
+    """
+
+    share: float = 0.1
+    sd: float = 0.1
+    kind: ClassVar[str] = "parameters"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.sd <= 0:
+            raise ConfigError(f"mutation of parameters: share is {self.share} (0 to 1), sd {self.sd} (above 0)")
+
+    def refuse_unfit(self, algorithm: Algorithm, team: TeamSpec) -> None:
+        """Raises ConfigError where no matrix of the policy acts."""
+        if not _acting_weights(algorithm, team):
+            raise ConfigError("what acts has no weight matrix: say evolution.mutation.parameters=0")
+
+    def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
+        """The member with noise on its weights; None where all that could be changed is 0."""
+        names = _acting_weights(member.algorithm, member.team)
+        device = generator.device
+        count = int(torch.randint(1, len(names) + 1, (), generator=generator, device=device))
+        chosen = sorted(torch.randperm(len(names), generator=generator, device=device)[:count].tolist())
+        policy = member.learner["policy"]
+        assert isinstance(policy, dict)
+        noised = {names[place]: self._noised(policy[names[place]], generator) for place in chosen}
+        entries = sum(int((new != policy[name]).sum()) for name, new in noised.items())
+        if not entries:
+            return None
+        before, after = _rms([policy[name] for name in noised]), _rms(list(noised.values()))
+        change = Change(self.kind, f"rms of {', '.join(noised)}", before, after, f"{entries} weights changed")
+        return Mutated(replace(member, learner={**member.learner, "policy": {**policy, **noised}}), change)
+
+    def _noised(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        draw = {"generator": generator, "device": generator.device}
+        is_chosen = (torch.rand(weight.shape, **draw) < self.share).to(weight.device) & (weight != 0)
+        noise = torch.randn(weight.shape, **draw).to(weight)
+        return torch.where(is_chosen, weight + self.sd * _rms([weight]) * noise, weight)
+
+
+def _acting_weights(algorithm: Algorithm, team: TeamSpec) -> list[str]:
+    """The names, in the policy's state, of the weight matrices that actions depend on."""
+    policy = algorithm.learner(team, torch.Generator()).policy
+    acting = {id(parameter) for parameter in policy.part_for("action").parameters()}
+    named = ((name, each) for name, each in policy.named_parameters() if id(each) in acting)
+    return [name for name, each in named if each.ndim > 1 and "bias" not in name.rpartition(".")[2]]
+
+
+def _rms(weights: Sequence[Tensor]) -> float:
+    return torch.cat([weight.flatten().double() for weight in weights]).square().mean().sqrt().item()
+
+
+@dataclass(frozen=True)
+class Mutations:
+    """One kind of mutation for each copy, drawn by its chance; where it cannot change anything, another one."""
+
+    chances: tuple[tuple[Mutation, float], ...]
+
+    def __post_init__(self) -> None:
+        told = {mutation.kind: chance for mutation, chance in self.chances}
+        if min(told.values(), default=0) < 0 or not any(told.values()):
+            raise ConfigError(f"chances of mutations are {told}: none may be below 0, and one must be above")
+
+    def refuse_unfit(self, algorithm: Algorithm, team: TeamSpec) -> None:
+        """Raises ConfigError for the first kind with a chance that can never change a member of this population."""
+        for mutation, chance in self.chances:
+            if chance > 0:
+                mutation.refuse_unfit(algorithm, team)
+
+    def mutated(self, member: Member, generator: torch.Generator) -> Member:
+        """The member after one mutation, which its `change` tells."""
+        left = [(mutation, chance) for mutation, chance in self.chances if chance > 0]
+        while left:
+            weights = torch.tensor([chance for _, chance in left], dtype=torch.float64, device=generator.device)
+            mutation, _ = left.pop(int(torch.multinomial(weights, 1, generator=generator)))
+            done = mutation.mutated(member, generator)
+            if done is not None:
+                return replace(done.member, change=done.change)
+        return replace(member, change=UNCHANGED)

@@ -1,0 +1,178 @@
+"""A mutation that is told is a change that is measured, and nothing else changes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from martes.algorithms.ppo import PPO
+from martes.data import TeamSpec
+from martes.errors import ConfigError
+from martes.evolution.generation import Site, outcome
+from martes.evolution.member import UNCHANGED, Member, child, newborn, revived
+from martes.evolution.mutations import Hyperparameter, Mutations, Parameters, Unchanged
+from martes.evolution.space import Range, number_at, space_of
+from tests.evolution.populations import TEAM, a_plan, members, q_plan, states, work
+
+SPACE = {"algorithm.lr": Range(1e-4, 1e-2), "algorithm.epochs": Range(1, 4)}
+
+
+@pytest.fixture(scope="module")
+def member() -> Member:
+    """One that has learned, so that its optimiser has moments."""
+    plan = a_plan()
+    return child(outcome(members(plan, 1)[0], work(plan), Site()).member, 7)
+
+
+def drawn(mutation, member: Member, seed: int = 0):
+    return mutation.mutated(member, torch.Generator().manual_seed(seed))
+
+
+def test_one_hyperparameter_changes_and_nothing_that_was_learned(member):
+    changed = {drawn(Hyperparameter(SPACE), member, seed) for seed in range(30)}
+    assert {each.change.what for each in changed} == set(SPACE)
+    for mutated, change in changed:
+        assert mutated.learner is member.learner
+        assert mutated.experience is member.experience
+        assert change.before == number_at(member.algorithm, change.what)
+        assert change.after == number_at(mutated.algorithm, change.what) != change.before
+        (other,) = set(SPACE) - {change.what}
+        assert number_at(mutated.algorithm, other) == number_at(member.algorithm, other)
+
+
+def test_another_step_size_reaches_the_optimiser_and_leaves_its_moments(member):
+    mutated, change = drawn(Hyperparameter({"algorithm.lr": SPACE["algorithm.lr"]}), member)
+    learner = revived(mutated, torch.Generator())
+    assert learner.optimiser.param_groups[0]["lr"] == change.after
+    before, after = states(member), dict(states(replace(member, learner=learner.state_dict())))
+    assert before.keys() == after.keys()
+    assert any("exp_avg" in name for name in before)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_four_first_steps_are_each_one_factor_from_the_start_and_drawn_apart(member):
+    """A search space that members share is never written to."""
+    mutation = Hyperparameter({"algorithm.lr": SPACE["algorithm.lr"]})
+    found = [drawn(mutation, member, seed).member.algorithm.lr for seed in range(20)]
+    assert set(found) == {5e-4 * 1.2, 5e-4 * 0.8}
+    assert mutation.space == {"algorithm.lr": Range(1e-4, 1e-2)}
+
+
+def test_at_a_bound_the_other_way_is_taken_and_at_both_another_number(member):
+    low = replace(member, algorithm=replace(member.algorithm, lr=1e-4, epochs=1))
+    ups = [drawn(Hyperparameter(SPACE), low, seed).change for seed in range(20)]
+    assert {(each.what, each.after) for each in ups} == {("algorithm.lr", 1e-4 * 1.2), ("algorithm.epochs", 2)}
+    stuck = {"algorithm.lr": Range(5e-4, 5.00001e-4), "algorithm.epochs": Range(1, 4)}
+    at_its_end = replace(member, algorithm=replace(member.algorithm, lr=5.00001e-4))
+    assert drawn(Hyperparameter({"algorithm.epochs": Range(2, 2.5)}), at_its_end) is None
+    assert drawn(Hyperparameter(stuck), at_its_end) is not None
+
+
+def test_all_at_once_moves_every_number(member):
+    mutated, change = drawn(Hyperparameter(SPACE, all_at_once=True), member)
+    moved = dict(zip(change.what.split(", "), zip(change.before, change.after, strict=True), strict=True))
+    assert set(moved) == set(SPACE)
+    for path, (before, after) in moved.items():
+        assert number_at(mutated.algorithm, path) == after != before == number_at(member.algorithm, path)
+
+
+def test_a_value_that_the_algorithm_refuses_is_never_reached(member):
+    high = replace(member, algorithm=replace(member.algorithm, gamma=0.99))
+    for seed in range(10):
+        assert drawn(Hyperparameter(space_of(PPO(), {"algorithm.gamma": ()})), high, seed).change.after < 0.99
+
+
+def test_a_number_that_shapes_networks_is_refused_when_it_is_configured():
+    plan = a_plan()
+    gru = replace(plan.algorithm, network=replace(plan.algorithm.network, memory="gru"))
+    mutation = Hyperparameter({"algorithm.network.memory_size": Range(4, 64)})
+    with pytest.raises(ConfigError, match=r"algorithm\.network\.memory_size cannot be searched"):
+        mutation.refuse_unfit(gru, TEAM)
+    Hyperparameter(SPACE).refuse_unfit(plan.algorithm, TEAM)
+    with pytest.raises(ConfigError, match=r"evolution\.mutation\.hyperparameter=0"):
+        Hyperparameter({}).refuse_unfit(plan.algorithm, TEAM)
+
+
+def test_noise_reaches_a_share_of_the_acting_weights_and_nothing_else(member):
+    kinds = set[str]()
+    for seed in range(8):
+        mutated, change = drawn(Parameters(share=0.3), member, seed)
+        before, after = states(member), states(mutated)
+        moved = {name: int((before[name] != after[name]).sum()) for name in before}
+        moved = {name: count for name, count in moved.items() if count}
+        assert sum(moved.values()) == int(change.note.split()[0]) > 0
+        assert {name.rpartition("/")[2] for name in moved} == set(change.what.removeprefix("rms of ").split(", "))
+        assert all(name.startswith("/learner/policy/") and "bias" not in name for name in moved)
+        kinds |= set(moved)
+    critic = [name for name in kinds if "members.1" in name]
+    assert not critic, "critics, targets and moments stay"
+
+
+def test_noise_is_as_large_as_told_and_padding_stays_zero():
+    algorithm = PPO(network=a_plan().algorithm.network, critic="local", sharing="group")
+    spec = Walk2.team
+    member = newborn(algorithm, spec, 0, torch.Generator().manual_seed(0))
+    mutated, _ = Parameters(share=1.0, sd=0.5).mutated(member, torch.Generator().manual_seed(1))
+    checked = 0
+    for name, before in member.learner["policy"].items():
+        after = mutated.learner["policy"][name]
+        if not torch.equal(before, after):
+            assert torch.equal(before == 0, after == 0)
+            rms = before.square().mean().sqrt()
+            difference = (after - before)[before != 0]
+            assert float(difference.std() / rms) == pytest.approx(0.5, rel=0.35)
+            checked += 1
+    assert checked
+
+
+class Walk2:
+    """Two roles that see unequal much: their padded weights are exactly 0."""
+
+    team = TeamSpec(
+        ("a_0", "b_0"),
+        {"a": (0,), "b": (1,)},
+        {"a": TEAM.observation["a"], "b": type(TEAM.observation["a"])(7)},
+        {"a": TEAM.action["a"], "b": TEAM.action["a"]},
+        None,
+        7,
+    )
+
+
+def test_kinds_come_by_their_chances_and_the_member_tells_which(member):
+    mutations = Mutations(((Unchanged(), 2.0), (Hyperparameter(SPACE), 1.0), (Parameters(), 1.0)))
+    told = [mutations.mutated(member, torch.Generator().manual_seed(seed)) for seed in range(200)]
+    kinds = [each.change.kind for each in told]
+    assert 75 < kinds.count("none") < 125
+    assert 30 < kinds.count("parameters") < 75
+    for each in told:
+        moved = each.algorithm != member.algorithm, each.learner is not member.learner
+        assert moved == (each.change.kind == "hyperparameter", each.change.kind == "parameters")
+
+
+def test_where_a_kind_can_change_nothing_another_is_drawn(member):
+    stuck = Hyperparameter({"algorithm.epochs": Range(2, 2.5)})
+    mutations = Mutations(((stuck, 100.0), (Parameters(), 0.001)))
+    assert mutations.mutated(member, torch.Generator()).change.kind == "parameters"
+    assert Mutations(((stuck, 1.0),)).mutated(member, torch.Generator()).change == UNCHANGED
+
+
+def test_impossible_chances_are_refused():
+    for chances in ((), ((Unchanged(), 0.0),), ((Unchanged(), 1.0), (Parameters(), -1.0))):
+        with pytest.raises(ConfigError, match="chances of mutations"):
+            Mutations(chances)
+    with pytest.raises(ConfigError, match="share is 2"):
+        Parameters(share=2)
+
+
+def test_the_target_network_of_a_learner_stays_where_it_is():
+    plan = q_plan()
+    member = outcome(members(plan, 1)[0], work(plan), Site()).member
+    mutated, _ = drawn(Parameters(share=1.0), member)
+    before, after = states(member), states(mutated)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("/learner/policy/") for name in moved)
+    learner = revived(mutated, torch.Generator())
+    assert any(
+        not torch.equal(a, b) for a, b in zip(learner.target.parameters(), learner.online.parameters(), strict=True)
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Adam
 
 from martes.algorithms.learner import Metrics
@@ -21,8 +21,10 @@ from martes.maths.distributions import Categorical
 from martes.maths.masks import masked_mean
 from martes.maths.returns import lambda_returns
 from martes.maths.schedules import Linear
+from martes.maths.statistics import Moments, empty_moments, merged_moments
 from martes.networks import Network, Policy, Sharing, clipped_by_slot
 from martes.networks.counterfactual import Counterfactual, CounterfactualCritic, chosen_q, parts_of_memory
+from martes.networks.growth import Parts
 from martes.networks.targets import follow
 
 
@@ -67,6 +69,12 @@ class COMA:
     """Longest gradient of the policy and of the critic, per slot; none: any."""
     reward: Reward = "common"
     """What is learned from: the reward that all have in common (refused where they differ), its mean or sum, or own."""
+    scale_reward: bool = False
+    """Divide rewards by the deviation of all that were earned so far? (Their mean stays: it says how long to play.)"""
+    advantage: Literal["critic", "return"] = "critic"
+    """What the baseline is taken from: the critic's value of the action, as in the paper, or the return that came."""
+    scale_advantage: bool = False
+    """Divide advantages by their root mean square in a rollout, in place of the deviation of the return?"""
     normalise_value: bool = True
     """Learn in deviations of the return, critic (PopArt) and policy alike, whatever the scale of the rewards?"""
     adam_eps: float = 1e-5
@@ -116,6 +124,7 @@ class COMALearner:
         self.experience = Rollouts(config.rollout)
         self.optimiser = Adam(self.actor.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.critic_optimiser = Adam(self.critic.parameters(), config.critic_lr, eps=config.adam_eps, fused=True)
+        self.earned = empty_moments(device=generator.device) if config.scale_reward else None
         self.env_steps = self.updates = 0
 
     @property
@@ -131,6 +140,8 @@ class COMALearner:
     def update(self, batch: Workspace) -> Metrics:
         """Learns from one rollout: the critic first, then one step of the policy by the critic as it is then."""
         config = self.config
+        if self.earned is not None:
+            self.earned = merged_moments(self.earned, batch["reward"], batch.mask)
         self._score(batch)
         history = [
             self._descend(self.critic, self.critic_optimiser, part)
@@ -172,7 +183,8 @@ class COMALearner:
             refuse_unequal(reward, batch.mask, self.agents)
         if self.config.reward != "own":
             discount = discount.amax(-1, keepdim=True).expand_as(discount)
-        reward = rewards_of(self.config.reward, reward, batch["agent_mask"][: batch.time]).expand_as(discount)
+        alive = batch["agent_mask"][: batch.time]
+        reward = rewards_of(self.config.reward, reward, alive, self.earned).expand_as(discount)
         discount = discount * self.config.gamma
         batch["target"] = lambda_returns(reward, next_value, discount, cut, self.config.td_lambda)
         target, valued = batch["target"], self._valued(batch)
@@ -186,12 +198,18 @@ class COMALearner:
         return batch.mask.any(-1, keepdim=True).expand_as(batch.mask)
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
-        """L = -mean A log pi(u | tau) - c_H mean H over agents who chose; A, held fixed, in deviations of returns."""
+        """L = -mean A log pi(u | tau) - c_H mean H over agents who chose; A is held fixed, and scaled."""
         config, mask = self.config, batch.decided
         pi = self._distribution(batch)
         with torch.no_grad():
-            advantage = counterfactual_advantage(self.critic(self._inputs(batch)), pi.log_probs.exp(), batch["action"])
-        weight = advantage / self.critic.head.deviation
+            q = self.critic(self._inputs(batch))
+            advantage = counterfactual_advantage(q, pi.log_probs.exp(), batch["action"])
+            if config.advantage == "return":
+                advantage += batch["target"] - chosen_q(q, batch["action"])
+            scale = self.critic.head.deviation
+            if config.scale_advantage:
+                scale = masked_mean(advantage.square(), mask).sqrt().clamp(min=1e-8)
+        weight = (advantage / scale).masked_fill(~mask, 0)  # the return of who is absent is anything
         entropy = masked_mean(pi.entropy(), mask)
         loss = -masked_mean(weight * pi.log_prob(batch["action"]), mask) - config.entropy * entropy
         metrics = {
@@ -237,21 +255,25 @@ class COMALearner:
         return {**metrics, "agent_grad_norm" if is_policy else "critic_grad_norm": norm}
 
     @property
-    def _parts_of_state(self) -> dict[str, nn.Module | Adam]:
+    def parts(self) -> Parts:
+        """What networks learned, by its names in the state."""
         return {"policy": self.policy, "optimiser": self.optimiser, "critic_optimiser": self.critic_optimiser}
 
     def state_dict(self) -> dict[str, object]:
         """Weights and statistics of policy, critic and target, optimisers, counters and random state."""
         counters = torch.tensor([self.env_steps, self.updates])
-        saved = {name: part.state_dict() for name, part in self._parts_of_state.items()}
-        return {**saved, "counters": counters, "generator": self.generator.get_state()}
+        saved = {name: part.state_dict() for name, part in self.parts.items()}
+        earned = {} if self.earned is None else {"earned": torch.stack(self.earned)}
+        return {**saved, **earned, "counters": counters, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restores `state_dict`."""
-        for name, part in self._parts_of_state.items():
+        for name, part in self.parts.items():
             saved = state[name]
             assert isinstance(saved, dict)
             part.load_state_dict(deepcopy(saved))  # torch would share the moments with the giver
         env_steps, updates = tensor_at(state, "counters").tolist()
         self.env_steps, self.updates = int(env_steps), int(updates)
+        if self.earned is not None:
+            self.earned = Moments(*tensor_at(state, "earned").unbind())
         self.generator.set_state(tensor_at(state, "generator"))

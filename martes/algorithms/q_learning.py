@@ -14,12 +14,14 @@ from martes.algorithms.off_policy import OPTIMISERS, Store
 from martes.algorithms.qtran import consistency
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, TeamSpec, Workspace
-from martes.data.experience import Episodes, Replayed, Transitions
+from martes.data.experience import Episodes, Transitions
 from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
 from martes.errors import NonFiniteError
 from martes.maths.masks import masked_mean
 from martes.maths.returns import lambda_returns, n_step_returns
+from martes.maths.statistics import empty_moments
 from martes.networks import Network, Sharing, clipped_by_slot
+from martes.networks.growth import Parts
 from martes.networks.mixers import Joint, JointValue, Kind, Mixing, TeamValues, mixer_of
 from martes.networks.q_values import AgentForm, Exploration, ValuePolicy
 from martes.networks.targets import follow, still_copy
@@ -39,6 +41,8 @@ class QLearning:
     """The mixer's form."""
     reward: Reward = "common"
     """Each agent's own; one for all, refused where they differ; or the team's mean (of the living) or sum."""
+    scale_reward: bool = False
+    """Divide rewards by the deviation of all that were earned so far? (Their mean stays: it says how long to play.)"""
     sharing: Sharing = "shared"
     """Which agents share parameters: all, those of a group, or none."""
     network: Network = field(default_factory=lambda: Network(agent_id=True))
@@ -132,18 +136,8 @@ class QLearner:
         self.target = still_copy(self.online)
         self.policy = self.online.agents
         self.optimiser = OPTIMISERS[config.optimiser](self.online.parameters(), config.lr, eps=config.optimiser_eps)
-        self.experience = Replayed(
-            config.store.schema(team, self.online.reads),
-            generator,
-            self._drawn(),
-            config.store.capacity,
-            ratio=config.ratio,
-            warmup=config.warmup,
-            steps=config.rollout,
-            prioritised=config.store.prioritised,
-            folder=config.store.place,
-            device=generator.device if config.store.device == "learner" else "cpu",
-        )
+        self.experience = config.store.replayed(team, self.online.reads, self._drawn(), config, generator)
+        self.experience.earned = empty_moments() if config.scale_reward else None
         self.updates = 0
         self.env_steps = 0
 
@@ -226,7 +220,7 @@ class QLearner:
         The team goes on while any member does. What an agent that is gone may still expect is 0.
         """
         discount, alive = batch["discount", "agent_mask"]
-        reward = rewards_of(self.config.reward, batch["reward"], alive[:-1])
+        reward = rewards_of(self.config.reward, batch["reward"], alive[:-1], self.experience.earned)
         if self.online.mixer.is_of_team:
             discount, alive = discount.amax(-1, keepdim=True), alive.any(-1, keepdim=True)
         return reward.expand_as(discount), self.config.gamma * discount, alive
@@ -259,6 +253,12 @@ class QLearner:
             **(more and {"td_loss": td_loss} | more),
         }
         return loss, {name: metric.detach() for name, metric in metrics.items()}
+
+    @property
+    def parts(self) -> Parts:
+        """What networks learned, by its names in the state, and the agents' and the mixer's networks as one."""
+        apart = {"policy": self.policy, "mixer": self.online.mixer}
+        return {"online": self.online, "target": self.target, **apart, "optimiser": self.optimiser}
 
     def state_dict(self) -> dict[str, object]:
         """Weights, target weights, optimiser and counters; random state is the experience's."""

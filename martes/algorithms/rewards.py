@@ -8,17 +8,23 @@ from torch import Tensor
 
 from martes.errors import DataError
 from martes.maths.masks import masked_mean
+from martes.maths.statistics import Moments
 
 Reward = Literal["own", "common", "mean", "sum"]
 
 
 def rewards_of(
-    kind: Reward, reward: Float[Tensor, "time env agent"], alive: Bool[Tensor, "time env agent"]
+    kind: Reward,
+    reward: Float[Tensor, "time env agent"],
+    alive: Bool[Tensor, "time env agent"],
+    earned: Moments | None = None,
 ) -> Float[Tensor, "time env value"]:
     """The rewards themselves (`own`), or one for all [time env 1]: the sum over all, or the mean of who is there.
 
-    A `common` reward is that mean, too.
+    A `common` reward is that mean, too. Where it is known what was `earned`, they come in its deviations.
     """
+    if earned is not None:
+        reward = reward / earned.scale().to(reward.dtype)
     match kind:
         case "own":
             return reward

@@ -1,6 +1,7 @@
 """Our batched games against the Python originals, which step one copy after the other."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -34,25 +35,27 @@ def spread(repeats: int) -> list[Measurement]:
 
 def foraging(repeats: int) -> list[Measurement]:
     """Env-steps of batched foraging to those of lbforaging."""
-
-    def original() -> Side:
-        require("lbforaging", "lbf")
-        import gymnasium
-
-        env = gymnasium.make("Foraging-8x8-2p-2f-coop-v3", disable_env_checker=True).unwrapped
-        env.reset(seed=0)
-        actions = torch.randint(6, (1000, 2), generator=torch.Generator().manual_seed(0)).tolist()
-
-        def steps(count: int) -> int:
-            for step in range(count):
-                _, _, done, truncated, _ = env.step(actions[step % 1000])
-                if done or truncated:
-                    env.reset()
-            return count
-
-        return steps
-
+    original = partial(lbforaging, "Foraging-8x8-2p-2f-coop-v3")
     return _against("foraging vs lbforaging", "lbf-8x8-2p-2f-coop", original, repeats, {32: 5, 1024: 30})
+
+
+def lbforaging(task: str) -> Side:
+    """Steps of one copy of the package's own task. Raises MissingExtra where it is not installed."""
+    require("lbforaging", "lbf")
+    import gymnasium
+
+    env = gymnasium.make(task, disable_env_checker=True).unwrapped
+    env.reset(seed=0)
+    actions = torch.randint(6, (1000, 2), generator=torch.Generator().manual_seed(0)).tolist()
+
+    def steps(count: int) -> int:
+        for step in range(count):
+            _, _, done, truncated, _ = env.step(actions[step % 1000])
+            if done or truncated:
+                env.reset()
+        return count
+
+    return steps
 
 
 def _against(
@@ -61,7 +64,7 @@ def _against(
     """Ratios of env-steps a second, ours at several numbers of copies to the original's one after the other."""
     labels = {copies: f"{name}, {copies} copies" for copies in targets}
     try:
-        sides = {name: original()} | {labels[copies]: _stepped(env, copies) for copies in targets}
+        sides = {name: original()} | {labels[copies]: stepped(env, copies) for copies in targets}
     except MissingExtra as error:
         return [Measurement(labels[copies], (), target, note=str(error)) for copies, target in targets.items()]
     found = rates(sides, repeats)
@@ -71,7 +74,8 @@ def _against(
     ]
 
 
-def _stepped(name: str, copies: int) -> Side:
+def stepped(name: str, copies: int) -> Side:
+    """Steps of so many copies of one of our games, under actions drawn beforehand."""
     env = make_env(name, copies)
     env.reset(0)
     choices = env.team.legal_actions.shape[-1]

@@ -93,26 +93,30 @@ def means_by_hand(learner: COMALearner, window: Workspace) -> tuple[float, ...]:
     with torch.no_grad():
         log_pi = learner._distribution(window).log_probs.double()
         every = learner.critic(learner._inputs(window)).double()
-    policy, valued = [], []
+    policy, valued, advantages = [], [], []
     for at in product(*(range(size) for size in window["action"].shape)):
         u, q = int(window["action"][at]), every[at]
         if window["agent_mask"][at[:2]].any():
             valued.append((q[u].item(), window["target"][at].item()))
         if window.decided[at]:
             baseline = sum(log_pi[at][other].exp() * q[other] for other in range(len(q)))
-            policy.append(float((baseline - q[u]) * log_pi[at][u]))
+            worth = window["target"][at] if learner.config.advantage == "return" else q[u]
+            advantages.append(float(worth - baseline))
+            policy.append(float((baseline - worth) * log_pi[at][u]))
     sums = (
         sum(policy),
         sum((y - q) ** 2 for q, y in valued),
         sum(abs(y - q) for q, y in valued),
         sum(q for q, _ in valued),
     )
-    return sums[0] / len(policy), *(each / len(valued) for each in sums[1:])
+    scale = (sum(each**2 for each in advantages) / len(advantages)) ** 0.5 if learner.config.scale_advantage else 1
+    return sums[0] / len(policy) / scale, *(each / len(valued) for each in sums[1:])
 
 
-@pytest.mark.parametrize("world", DISCRETE)
-def test_losses_are_the_papers_by_hand(world: str) -> None:
-    learner, window = scored(WORLDS[world], 3, entropy=0.1, normalise_value=False, target_every=1, **FLOORED)
+@pytest.mark.parametrize(("world", "advantage", "scaled"), crossed(DISCRETE, ["critic", "return"], ["", "scaled"]))
+def test_losses_are_the_papers_by_hand(world: str, advantage: str, scaled: str) -> None:
+    told = {"advantage": advantage, "scale_advantage": bool(scaled), **FLOORED}
+    learner, window = scored(WORLDS[world], 3, entropy=0.1, normalise_value=False, target_every=1, **told)
     policy, critic, error, q = means_by_hand(learner, window)
     loss, metrics = learner.loss(window)
     assert metrics["coma_loss"] == loss.detach()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from martes.algorithms.maddpg import MADDPG
 from martes.algorithms.ppo import PPO
 from martes.algorithms.q_learning import QLearning
 from martes.algorithms.registry import BUILT_IN, Entry, algorithm_entries, algorithm_name, algorithm_named, config_class
@@ -39,6 +40,9 @@ def test_variants_are_values():
     assert algorithm_named("vdn") == QLearning(mixer="sum")
     assert algorithm_named("iql") == QLearning(mixer="none", reward="own")
     assert algorithm_named("qtran") == QLearning(mixer="joint", mixing=Mixing(width=64))
+    assert algorithm_named("maddpg") == algorithm_named("ddpg") == MADDPG()
+    smooth = MADDPG(twin_critics=True, policy_delay=2, target_noise=0.2)
+    assert algorithm_named("matd3") == algorithm_named("td3") == smooth
     assert algorithm_named("dqn") == QLearning(mixer="none", reward="own", sequence=1, ratio=0.25)
 
 

@@ -7,13 +7,15 @@ if TYPE_CHECKING:
     from martes import sable
     from martes.api import load, read_runs, train
     from martes.data import TeamSpec, Workspace
+    from martes.evolving import evolve
 
 __version__ = "0.1.0"
-__all__ = ["TeamSpec", "Workspace", "__version__", "load", "read_runs", "sable", "train"]
+__all__ = ["TeamSpec", "Workspace", "__version__", "evolve", "load", "read_runs", "sable", "train"]
 
 _home = {
     "TeamSpec": "martes.data",
     "Workspace": "martes.data",
+    "evolve": "martes.evolving",
     "load": "martes.api",
     "read_runs": "martes.api",
     "sable": "martes",

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from martes.algorithms.registry import algorithm_name
-from martes.data import TeamSpec, VectorEnv
+from martes.data import TeamSpec, VectorEnv, Workspace
 from martes.envs.catalogue import environment
 from martes.envs.opponents import Opponents, Rival, Trained, Uniform
 from martes.envs.settings import Environment
 from martes.envs.wrappers import Wrap
 from martes.errors import CheckpointError, ConfigError, nearest
+from martes.evolution.folder import ELITE
 from martes.experiment import Experiment
 from martes.networks import TemporalModule
 from martes.presets import DEFAULT, PRESETS
@@ -30,6 +31,7 @@ from martes.training.evaluate import Scores
 from martes.training.evaluate import evaluate as scores_of
 from martes.training.loaded import LoadedPolicy
 from martes.training.log import Log
+from martes.training.recorder import Recorder
 from martes.training.rows import Row, read_rows
 from martes.training.run import RunFolder, write_text
 from martes.training.seeding import seed_of
@@ -39,7 +41,7 @@ __all__ = ["LoadedPolicy", "Run", "evaluate", "load", "read_runs", "train"]
 
 Place = str | os.PathLike[str]
 _SHORT = {"steps": "training.steps", "seed": "training.seed"}
-_MAY_CHANGE = re.compile(r"training\.(?!seed)|evaluation\.|logging\.|env\.(workers|timeout|start_method)$")
+_MAY_CHANGE = re.compile(r"training\.(?!seed|data)|evaluation\.|logging\.|env\.(workers|timeout|start_method|compile)$")
 """What a resumed run may be told anew: nothing that decides what is learned from one step to the next."""
 
 
@@ -68,8 +70,8 @@ def train(
 
     `values` change the experiment: steps=, seed=, or any path, as in **{"algorithm.lr": 1e-3}. It writes to a new
     folder below runs/, or to `run_dir`. `resume` goes on with that run, whatever the preset, from its newest checkpoint
-    (or from the one that it names); then only `training.` (but not the seed), `evaluation.`, `logging.` and who steps
-    the copies (`env.workers`, `env.timeout`, `env.start_method`) may change.
+    (or from the one that it names); then only `training.` (but not seed and data), `evaluation.`, `logging.` and who
+    steps the copies (`env.workers`, `env.timeout`, `env.start_method`, `env.compile`) may change.
     Raises ConfigError for what is unknown or cannot be, and where the folder holds a run; CheckpointError where it
     cannot be written or read.
     """
@@ -165,7 +167,7 @@ def located(run: Place) -> tuple[RunFolder, Path | None]:
     path = Path(run)
     if path.parent.name == "checkpoints" and path.is_dir():
         return RunFolder(path.parent.parent), path
-    folder = RunFolder(path)
+    folder = RunFolder(path / ELITE if (path / ELITE).is_dir() else path)  # of a population, the best
     if not folder.config.exists():
         beside = [each.parent.name for each in path.parent.glob("*/config.yaml")] if path.parent.is_dir() else []
         near = nearest(path.name, beside) if beside else ""
@@ -290,6 +292,13 @@ def evaluate(run: Place, episodes: int = 100, greedy: bool | None = None, seed: 
 def scored(found: Restored, episodes: int, greedy: bool, seed: int) -> Scores:
     """The scores of test episodes of a restored policy; its environment stays open."""
     return scores_of(found.policy, found.env, episodes, seed_of(seed, "evaluate"), greedy)
+
+
+def recorded(found: Restored, episodes: int, greedy: bool, seed: int) -> tuple[Scores, Workspace]:
+    """The scores of test episodes of a restored policy, and the data set of these episodes."""
+    recorder = Recorder(found.env)
+    scores = scores_of(found.policy, recorder, episodes, seed_of(seed, "evaluate"), greedy)
+    return scores, recorder.data(episodes)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures

@@ -92,7 +92,7 @@ class Experiment:
         """The complete experiment as YAML: every value of every field, in the fields' order."""
         tree = {each.name: branches(getattr(self, each.name)) for each in fields(self)}
         tree["algorithm"] = {"name": algorithm_name(self.algorithm)} | tree["algorithm"]
-        return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120)
+        return yaml_of(tree)
 
     @classmethod
     def from_yaml(cls, text: str, start: "Experiment | None" = None, source: str = "the configuration") -> "Experiment":
@@ -100,16 +100,32 @@ class Experiment:
 
         Raises ConfigError, naming `source`, where the text is not YAML of this form.
         """
+        tree = read_tree(text, source)
         try:
-            tree = yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(tree, Mapping):
-            raise ConfigError(f"{source} holds no configuration: it is {type(tree).__name__}, not keys and values")
-        try:
-            return (start or cls(Environment(), _named_algorithm(tree)))._with(tree)
+            return cls.from_tree(tree, start)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
+
+    @classmethod
+    def from_tree(cls, tree: Tree, start: "Experiment | None" = None) -> "Experiment":
+        """The experiment of such a YAML text that was read."""
+        return (start or cls(Environment(), _named_algorithm(tree)))._with(tree)
+
+
+def read_tree(text: str, source: str) -> Tree:
+    """The keys and values of a YAML text. Raises ConfigError, naming `source`, where it is none."""
+    try:
+        tree = yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{source} holds no configuration: it is {type(tree).__name__}, not keys and values")
+    return tree
+
+
+def yaml_of(tree: Tree) -> str:
+    """A tree of plain values as YAML, in its order, lists in one line."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120)
 
 
 class Setting(NamedTuple):
@@ -124,17 +140,18 @@ class Setting(NamedTuple):
 def settings_of(experiment: Experiment) -> Iterator[Setting]:
     """Every value of an experiment, options of its task among them, in the order of config.yaml."""
     for section in fields(experiment):
-        yield from _settings(getattr(experiment, section.name), section.name)
+        yield from settings_in(getattr(experiment, section.name), section.name)
         if section.name == "env" and experiment.env.factory is None:
             for name, option in game_options(experiment.env.name).items():
                 yield Setting(f"env.{name}", experiment.env.options.get(name, option.default), option.kind, option.doc)
 
 
-def _settings(config: object, path: str) -> Iterator[Setting]:
+def settings_in(config: object, path: str) -> Iterator[Setting]:
+    """Every value of a config, at any depth, below this path; mappings are left out."""
     for name, option in options_of(type(config)).items():
         value = getattr(config, name)
         if is_dataclass(value):
-            yield from _settings(value, f"{path}.{name}")
+            yield from settings_in(value, f"{path}.{name}")
         elif not isinstance(value, Mapping):
             yield Setting(f"{path}.{name}", value, option.kind, option.doc)
 

@@ -21,18 +21,34 @@ _ROLLOUTS: dict[str, object] = {
     "evaluation.greedy": False,  # what was trained is a distribution: its mode may deadlock where a draw does not
 }
 _GRU: dict[str, object] = {"algorithm.network.memory": "gru"}
-# One gradient step a rollout: fewer copies, for more rollouts of whole episodes.
+_ATTENTION: dict[str, object] = {"algorithm.network.memory": "attention"}
+_RETENTION: dict[str, object] = {"algorithm.network.memory": "retention"}
+_MEMORY = re.compile("-(gru|attention|retention)$")
+# One gradient step a rollout: fewer copies and short rollouts, for more of them. Where rewards are rare, the critic
+# prefers some action before it has seen any: who follows it alone stops exploring; who follows returns does not.
 _COUNTERFACTUAL: dict[str, object] = _ROLLOUTS | {
     "env.copies": 32,
+    "algorithm.rollout": 10,
     "algorithm.reward": "mean",
     "algorithm.td_lambda": 0.95,
-    "algorithm.entropy": 0.002,
+    "algorithm.advantage": "return",
+    "algorithm.scale_advantage": True,
+    "algorithm.entropy": 0.05,
     "algorithm.critic_lr": 1e-3,
     "algorithm.critic_epochs": 4,
     "algorithm.target_every": 10,
 }
 # What a team is paid is the mean of what its members are; the rest as in Hu et al. 2021 (PyMARL2), but for the batch.
 _SINGLE: dict[str, object] = {"env.copies": 8, "algorithm.lr": 1e-3}
+# One gradient step a rollout, and no clip to hold it: returns that lean on no critic, steps that become smaller,
+# and advantages as they are, since those of a policy that is good already are small.
+_STEADY: dict[str, object] = {
+    "env.copies": 32,
+    "algorithm.gae_lambda": 1.0,
+    "algorithm.lr": 2e-3,
+    "algorithm.anneal": True,
+    "algorithm.standardise_advantage": False,
+}
 _VALUES: dict[str, object] = _SINGLE | {
     "env.copies": 16,
     "algorithm.td_lambda": 0.6,
@@ -48,19 +64,44 @@ _IN_TURN: dict[str, object] = {
     "evaluation.greedy": False,
 }
 
-# Algorithm (`-gru`: with memory) -> what its experiments set beyond its own defaults, whatever the task.
+_DETERMINISTIC: dict[str, object] = {
+    "env.copies": 16,
+    "algorithm.rollout": 25,
+    "algorithm.ratio": 0.04,
+    "algorithm.warmup": 5_000,
+    "algorithm.noise.start": 0.3,
+    "algorithm.noise.end": 0.05,
+    "algorithm.noise.steps": 300_000,
+}
+
+# Algorithm (`-gru`, `-attention`, `-retention`: with such a memory) -> what its experiments set beyond its defaults.
 ALGORITHMS: dict[str, dict[str, object]] = {
     "ippo": _ROLLOUTS,
     "mappo": _ROLLOUTS,
     "ippo-gru": _ROLLOUTS | _GRU,
     "mappo-gru": _ROLLOUTS | _GRU,
+    "ippo-attention": _ROLLOUTS | _ATTENTION,
+    "mappo-attention": _ROLLOUTS | _ATTENTION,
+    "ippo-retention": _ROLLOUTS | _RETENTION,
+    "mappo-retention": _ROLLOUTS | _RETENTION,
     "ia2c": _ROLLOUTS,
     "maa2c": _ROLLOUTS,
     "ff-sable": _IN_TURN,
     "rec-sable": _IN_TURN | {"algorithm.network.decay_scale": 1.0},
     "mat": _IN_TURN,
+    "a2c": _STEADY,
+    "reinforce": _SINGLE,
+    "sac": _SINGLE,
+    "masac": _SINGLE,
+    "bc": {},
+    "dt": {"algorithm.batch": 4, "algorithm.ratio": 0.004},
+    "dt-1": {"algorithm.batch": 4, "algorithm.ratio": 0.004},
     "coma": _COUNTERFACTUAL,
     "coma-gru": _COUNTERFACTUAL | _GRU,
+    "maddpg": _DETERMINISTIC,
+    "matd3": _DETERMINISTIC,
+    "ddpg": _DETERMINISTIC,
+    "td3": _DETERMINISTIC,
     "dqn": _SINGLE,
     "iql": _VALUES,
     "iql-gru": _VALUES | _GRU,
@@ -126,11 +167,11 @@ _NO_SINGLE_CHOICE = frozenset(
         "mamujoco-halfcheetah-2x3",
     }
 )
-# Algorithm -> tasks that it refuses, since it needs one discrete action an agent.
+# Algorithm -> tasks that it refuses: it needs one discrete action an agent, or (SAC) not several at once.
 _ONE_CHOICE = ("coma", "dqn", "iql", "vdn", "qmix", "qtran")
 UNFIT: dict[str, frozenset[str]] = {
-    name: _NO_SINGLE_CHOICE for name in ALGORITHMS if name.removesuffix("-gru") in _ONE_CHOICE
-}
+    name: _NO_SINGLE_CHOICE for name in ALGORITHMS if _MEMORY.sub("", name) in _ONE_CHOICE
+} | {name: frozenset({"probe-multi-discrete"}) for name in ("sac", "masac")}
 ANY_TASK = 1_000_000
 """Environment steps of a task that is named by family, as in ippo/gymnasium:CartPole-v1."""
 _ANY = tuple(f"{family}:<task>" for family in FAMILIES)
@@ -150,7 +191,7 @@ class Presets(Mapping[str, "Experiment"]):
         """The experiment of this name. Raises ConfigError, naming the nearest, where there is none."""
         algorithm, _, task = name.partition("/")
         if task in UNFIT.get(algorithm, ()):
-            raise ConfigError(f"{algorithm} needs Discrete actions, {task} has others: take mappo/{task}")
+            raise ConfigError(f"{algorithm} needs other actions than those of {task}: take mappo/{task}")
         if name not in self:
             part, known = (task, (*TASKS, *_ANY)) if algorithm in ALGORITHMS else (algorithm, ALGORITHMS)
             told = nearest(re.sub(":.*", ":<task>", part), known)
@@ -163,7 +204,7 @@ class Presets(Mapping[str, "Experiment"]):
         schedule = {"training.steps": steps, "training.save_every": steps // 4, "logging.every": steps // 100}
         sizes = SIZES.get(task, SIZES.get(task.partition(":")[0], {}))
         values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20} | sizes
-        return Experiment(Environment(task), algorithm_named(algorithm.removesuffix("-gru"))).changed(values)
+        return Experiment(Environment(task), algorithm_named(_MEMORY.sub("", algorithm))).changed(values)
 
     def __contains__(self, name: object) -> bool:
         algorithm, _, task = str(name).partition("/")

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from martes import bench
-from martes.bench import learning, scaling, scaling_page, timing
+from martes.bench import learning, scaling, scaling_page, timing, value
 from martes.bench.isolated import Bounds, Found, Making, isolated
 from martes.bench.scaling import CACHED, COPIES, FF, MANY, NAIVE, REC, STEPS, Case, Cell
 from martes.cli.commands import Bench
@@ -59,6 +59,27 @@ def test_windows_beat_their_loop(monkeypatch):
     found = bench.MEASURES["windows"](3)
     assert len(found) == 2
     assert all(each.median is not None and each.median > 1 for each in found if each.name.startswith("MLP"))
+
+
+def test_layers_over_time_beat_the_plain_one(monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    found = bench.MEASURES["attention"](1)
+    assert len(found) == 7
+    assert all(each.median is not None and each.median > 1 for each in found)
+
+
+@pytest.mark.parametrize("name", ["VDN", "COMA"])
+def test_learners_are_measured_beside_what_was_published(name, monkeypatch):
+    """An update twice as fast as published is 2.0x; runs learn as often as theirs."""
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    monkeypatch.setattr(value, "PUBLISHED", {name: value.Published(update=1e6, alone=None, together=1e-3)})
+    found = bench.MEASURES["value"](1)
+    assert len(found) == 3 and all(each.values[0] > 1 for each in found)
+    assert [each.target for each in found] == [5, 3, 5]
+    run = value._Begun(name, value.BATCHED, 8)
+    updates, steps = run.learner.updates, run.steps
+    run.go_on(4)
+    assert (run.learner.updates - updates) * 8 * value.EPISODE == run.steps - steps
 
 
 @pytest.mark.parametrize(("name", "package", "extra"), [("spread", "mpe2", "mpe"), ("foraging", "lbforaging", "lbf")])
@@ -134,9 +155,9 @@ def test_all_that_is_measured_works(tmp_path, monkeypatch):
     def here(small: Making, work: Making, bounds: Bounds) -> Found:
         return Found(tuple(timing.afforded(work(), 1, seconds=0)), 1)
 
-    for name, value in {"MANY": 3, "LONG": 3, "TEAM": 4, "LENGTHS": (1, 2)}.items():
+    for name, size in {"MANY": 3, "LONG": 3, "TEAM": 4, "LENGTHS": (1, 2)}.items():
         for module in (scaling, scaling_page):
-            monkeypatch.setattr(module, name, value, raising=module is scaling)
+            monkeypatch.setattr(module, name, size, raising=module is scaling)
     monkeypatch.setattr(scaling, "isolated", here)
     bench.scaled((2, 3), Bounds(1), tmp_path / "page.md", Console(width=200))
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".md", ".png"]

@@ -57,6 +57,7 @@ def test_yaml_is_complete_and_in_the_order_of_the_fields():
         "workers": 0,
         "timeout": 60.0,
         "start_method": "spawn",
+        "compile": False,
     }
     assert tree["env"]["wrap"] == {each.name: plain(each.default) for each in fields(Wrap)}
     assert list(tree["algorithm"])[:4] == ["name", "sharing", "rollout", "epochs"]

@@ -9,6 +9,7 @@ from torch import Tensor
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Experience
 from martes.networks import TemporalModule
+from martes.networks.growth import Parts
 
 Metrics = dict[str, Tensor]
 """Name -> number (a tensor without axes, so that nothing waits for the device until it is logged)."""
@@ -52,6 +53,23 @@ class Scheduled(Protocol):
 
     progress: float
     """The share of the run that is done, from 0 to 1: whoever trains it says so before each update."""
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """A learner whose networks can change their size without losing what was learned (`resizing.resized`)."""
+
+    @property
+    def parts(self) -> Parts:
+        """Its networks, targets and optimisers by their names in `state_dict`; a whole stands before what it holds."""
+        ...
+
+
+@runtime_checkable
+class Imitator(Protocol):
+    """A learner of what others did: it needs a data set."""
+
+    imitates: bool
 
 
 @runtime_checkable

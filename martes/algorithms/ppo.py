@@ -27,6 +27,7 @@ from martes.networks import (
     clipped_by_slot,
     replay,
 )
+from martes.networks.growth import Parts
 
 
 @dataclass(frozen=True)
@@ -232,6 +233,11 @@ class PPOLearner:
         """The step size now: lr, or lr (1 - progress) and never below 0."""
         left = 1 - self.progress if self.config.anneal else 1.0
         return self.config.lr * max(left, 0.0)
+
+    @property
+    def parts(self) -> Parts:
+        """What networks learned, by its names in the state."""
+        return {"policy": self.policy, "optimiser": self.optimiser}
 
     def state_dict(self) -> dict[str, object]:
         """Weights and statistics, optimiser, step count and random state."""

@@ -29,6 +29,10 @@ class Entry:
 _PPO = "martes.algorithms.ppo:PPO"
 _SABLE = "martes.algorithms.autoregressive:Sable"
 _Q = "martes.algorithms.q_learning:QLearning"
+_MADDPG = "martes.algorithms.maddpg:MADDPG"
+_TD3 = {"twin_critics": True, "policy_delay": 2, "target_noise": 0.2}
+_DT = "martes.algorithms.decision_transformer:DecisionTransformer"
+_SAC = "martes.algorithms.soft_actor_critic:SAC"
 _ALONE = {"mixer": "none", "reward": "own"}
 _PLAIN = {"epochs": 1, "minibatches": 1, "clip": None, "value_clip": None}
 
@@ -44,11 +48,21 @@ BUILT_IN: dict[str, Entry] = {
     "rec-sable": Entry(_SABLE, "Sable with memory over time", {"network.memory": True}),
     "mat": Entry("martes.algorithms.autoregressive:MAT", "the multi-agent transformer: attention over agents"),
     "maa2c": Entry(_PPO, "A2C for teams, one critic sees the whole team", {"critic": "central"} | _PLAIN),
+    "reinforce": Entry("martes.algorithms.reinforce:Reinforce", "policy gradient by the returns of whole episodes"),
+    "bc": Entry("martes.algorithms.imitation:BehaviourCloning", "does what was done in a data set (training.data)"),
+    "dt": Entry(_DT, "the decision transformer: does what earned so much in a data set (training.data)"),
+    "dt-1": Entry(_DT, "the decision transformer, one token a step in place of three", {"tokens": 1}),
+    "sac": Entry(_SAC, "soft actor-critic: the best return of policies that stay undecided"),
+    "masac": Entry(_SAC, "SAC for teams: critics see all and what all do"),
     "coma": Entry("martes.algorithms.coma:COMA", "policy gradient by what an agent's other actions were worth"),
     "qmix": Entry(_Q, "Q-learning for teams; `mixer` says what joins the agents' values: a monotone network"),
     "vdn": Entry(_Q, "Q-learning for teams, the agents' values sum up to the team's", {"mixer": "sum"}),
     "iql": Entry(_Q, "Q-learning of each agent for itself", _ALONE),
     "qtran": Entry(_Q, "Q-learning for teams, a joint value of its own", {"mixer": "joint", "mixing.width": 64}),
+    "maddpg": Entry(_MADDPG, "deterministic policies, each climbs a critic that sees what all see and do"),
+    "matd3": Entry(_MADDPG, "MADDPG with two critics, delayed policies and smoothed targets", _TD3),
+    "ddpg": Entry(_MADDPG, "MADDPG for a team of one"),
+    "td3": Entry(_MADDPG, "MATD3 for a team of one", _TD3),
     "dqn": Entry(_Q, "Q-learning from single steps, for a team of one", _ALONE | {"sequence": 1, "ratio": 0.25}),
 }
 

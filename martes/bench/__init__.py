@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from martes.bench import border, games, learning, scaling, scaling_page
+from martes.bench import attention, border, games, learning, scaling, scaling_page, sequential, value
 from martes.bench.isolated import Bounds
 from martes.bench.timing import SECONDS, Measurement
 from martes.errors import ConfigError, nearest
@@ -21,6 +21,9 @@ METHOD = f"""\
 The sides of a ratio take turns in one process with the same threads. Each piece of work is sized to take at least
 {SECONDS} s, which also warms it up, and is then timed once a repeat; shown are the median and the range of the repeats.
 Random actions are drawn beforehand. An env-step is one step of one copy of an environment, the whole team together.
+Where a line says "published", the other side was not run here: its figures are EPyMARL's (commit cbc38c0, its defaults,
+torch 2.13), measured once on two shared cores with one thread of torch, on Foraging-8x8-2p-3f. Networks, batches and
+updates for each env-step are the same, and one thread of torch; a run acts, stores and learns.
 """
 
 
@@ -115,4 +118,7 @@ MEASURES: Mapping[str, Callable[[int], list[Measurement]]] = {
     "acting": learning.acting,
     "training": learning.training,
     "windows": learning.windows,
+    "value": value.value,
+    "attention": attention.attention,
+    "sequential": sequential.sequential,
 }

@@ -15,8 +15,9 @@ from tyro.conf import Positional, Suppress
 
 import martes
 from martes.cli import tables
-from martes.cli.commands import COMMANDS, INTERRUPTED, Command, Sweep, Train
-from martes.cli.words import split
+from martes.cli.commands import COMMANDS, Command, Sweep, Train
+from martes.cli.evolve import Evolve
+from martes.cli.words import INTERRUPTED, split
 from martes.errors import ConfigError, MartesError, nearest
 from martes.presets import DEFAULT, PRESETS
 
@@ -58,24 +59,24 @@ def _run(words: list[str]) -> int:
     if name not in COMMANDS:
         raise ConfigError(f"no command {name!r}{nearest(name, COMMANDS)}; see martes --help")
     command = COMMANDS[name]
-    takes_overrides = command in (Train, Sweep)
+    takes_overrides = command in (Train, Evolve, Sweep)
     rest, overrides = split(rest) if takes_overrides else (rest, ())
     if set(rest) & set(_HELP):
-        return _shown(lambda: _parsed(command, name, ["--help"]), takes_overrides, rest)
+        return _shown(lambda: _parsed(command, name, ["--help"]), command, rest)
     parsed = _parsed(command, name, rest)
-    if isinstance(parsed, Train | Sweep):
+    if isinstance(parsed, Train | Evolve | Sweep):
         parsed = replace(parsed, overrides=overrides)
     return parsed()
 
 
-def _shown(help_text: Callable[[], object], takes_overrides: bool = False, words: Sequence[str] = ()) -> int:
+def _shown(help_text: Callable[[], object], command: type[Command] | None = None, words: Sequence[str] = ()) -> int:
     """0, after the help was shown; with every value of the preset among the words, or of the default one."""
     with suppress(SystemExit):  # tyro ends with it
         help_text()
-    if takes_overrides:
+    if command in (Train, Evolve, Sweep):
         preset = next((each for each in words if each in PRESETS), DEFAULT)
         print(f"\nEvery value of an experiment, here {preset}:\n")
-        for section in tables.settings(PRESETS[preset]):
+        for section in (*tables.settings(PRESETS[preset]), *(tables.evolution() if command is Evolve else ())):
             tables.console().print(section)
     return 0
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, get_args
 from tyro.conf import FlagCreatePairsOff, Positional, Suppress, arg
 
 from martes.cli import tables
-from martes.cli.words import Overrides
+from martes.cli.evolve import Evolve
+from martes.cli.words import INTERRUPTED, Overrides, typed
 from martes.errors import ConfigError, EnvError, MartesError
 from martes.presets import DEFAULT
 
@@ -16,9 +17,6 @@ if TYPE_CHECKING:
     from martes.api import Restored
     from martes.experiment import Experiment
     from martes.training.evaluate import Scores
-
-INTERRUPTED = 130
-"""The exit code of a run that Ctrl-C ended, saved."""
 
 Flag = Annotated[bool, FlagCreatePairsOff]
 RunPlace = Annotated[Positional[Path], arg(metavar="RUN")]
@@ -82,6 +80,8 @@ class Evaluate:
     """Take the checkpoint that was saved nearest to so many environment steps."""
     save_replay: Flag = False
     """Let the game save its own replay (StarCraft II does), of one copy that plays every episode."""
+    record: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """Write the episodes to a data set (.safetensors, or .h5), to learn from: training.data=FILE."""
     against: Annotated[str | None, arg(metavar="RUN", help_behavior_hint="")] = None
     """Who plays the agents --agents in its place: another run, or random."""
     agents: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
@@ -108,11 +108,21 @@ class Evaluate:
         found = api.restored(place, copies, self.device, guest)
         with closing(found.env):
             greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
-            self._show(found, api.scored(found, self.episodes, greedy, self.seed), greedy)
+            self._show(found, self._scored(found, greedy), greedy)
             if self.save_replay:
                 save_replay(found.env)
                 print("replay: saved by the game, where it keeps its own (env.replay_dir, or Replays below SC2PATH)")
         return 0
+
+    def _scored(self, found: "Restored", greedy: bool) -> "Scores":
+        from martes import api
+        from martes.training.data_sets import write_data
+
+        if self.record is None:
+            return api.scored(found, self.episodes, greedy, self.seed)
+        scores, played = api.recorded(found, self.episodes, greedy, self.seed)
+        write_data(played, self.record)
+        return scores
 
     def _show(self, found: "Restored", scores: "Scores", greedy: bool) -> None:
         from martes.report.intervals import interval
@@ -296,15 +306,8 @@ class Check:
         return 0 if is_complete else EnvError.exit_code
 
 
-Command = Train | Evaluate | Play | Sweep | List | Check | Bench | Report
+Command = Train | Evolve | Evaluate | Play | Sweep | List | Check | Bench | Report
 COMMANDS: dict[str, type[Command]] = {each.__name__.lower(): each for each in get_args(Command)}
-
-
-def typed(*pairs: tuple[str, str | None]) -> list[tuple[str, object]]:
-    """Those of the pairs that have a value, as typed by a person."""
-    from martes.conversion import Typed
-
-    return [(path, Typed(value)) for path, value in pairs if value is not None]
 
 
 def composed(preset: str, file: Path | None, changes: list[tuple[str, object]]) -> "Experiment":

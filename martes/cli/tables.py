@@ -3,7 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, distribution, requires
 from typing import TYPE_CHECKING, Literal, get_origin
 
@@ -14,7 +14,7 @@ from rich.text import Text
 from martes.presets import ALGORITHMS, DEFAULT, TASKS
 
 if TYPE_CHECKING:
-    from martes.experiment import Experiment
+    from martes.experiment import Experiment, Setting
 
 
 def console() -> Console:
@@ -80,11 +80,24 @@ LISTED: Mapping[str, Callable[[], Group]] = {
 
 def settings(experiment: "Experiment") -> list[Group]:
     """A table for each section of an experiment: every value that can be changed, as it is, and what it means."""
-    from martes.conversion import as_typed, described
     from martes.experiment import settings_of
 
+    return _sections(settings_of(experiment))
+
+
+def evolution() -> list[Group]:
+    """The table of how populations evolve."""
+    from martes.evolution.settings import Evolution
+    from martes.experiment import settings_in
+
+    return _sections(settings_in(Evolution(), "evolution"))
+
+
+def _sections(found: "Iterable[Setting]") -> list[Group]:
+    from martes.conversion import as_typed, described
+
     sections: dict[str, Table] = {}
-    for each in settings_of(experiment):
+    for each in found:
         name = each.path.partition(".")[0]
         shown = sections.setdefault(name, table("", "", "", show_header=False))
         choices = f" ({described(each.kind)})" if get_origin(each.kind) is Literal else ""

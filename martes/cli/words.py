@@ -3,6 +3,10 @@
 import re
 from collections.abc import Sequence
 
+from martes.conversion import Typed
+
+INTERRUPTED = 130
+"""The exit code of a run that Ctrl-C ended, saved."""
 Overrides = tuple[tuple[str, str], ...]
 """Paths into an experiment and their values: `algorithm.lr`, `1e-3`."""
 
@@ -52,3 +56,8 @@ def _end_of_values(words: Sequence[str], first: int) -> int:
         end += 1
     has_word = end == first < len(words) and not words[first].startswith("--") and not _ASSIGNED.fullmatch(words[first])
     return end + has_word
+
+
+def typed(*pairs: tuple[str, str | None]) -> list[tuple[str, object]]:
+    """Those of the pairs that have a value, as typed by a person."""
+    return [(path, Typed(value)) for path, value in pairs if value is not None]

@@ -11,12 +11,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from martes.data.allocation import tensor_at
+from martes.data.data_set import steps_of
 from martes.data.priorities import Priorities, Prioritised
 from martes.data.replay import Changes, Folder, Replay
 from martes.data.schema import Schema
 from martes.data.timestep import Fields
 from martes.data.workspace import Workspace
 from martes.errors import ConfigError, DataError
+from martes.maths.statistics import Moments, merged_moments
 
 
 @runtime_checkable
@@ -79,6 +81,71 @@ class Rollouts:
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         """Nothing to restore."""
+
+
+@dataclass
+class Finished:
+    """On-policy experience of whole episodes: each is learned from once, beside others that ended, then forgotten.
+
+    A batch is `[longest, at least `episodes`]`: all that ended since the last one. Who learns between their first step
+    and their last has acted in them by more than one policy.
+    """
+
+    schema: Schema
+    """The fields to keep, in the dtypes to keep them in."""
+    episodes: int
+    """How many must have ended."""
+    steps: int
+    """Steps of one collected window."""
+    capacity: int
+    """Rows that may wait, of all environments; what has waited longest is forgotten."""
+    device: torch.device | str = "cpu"
+    """Where the rows lie, and the batches."""
+    _replay: Replay | None = field(default=None, init=False)
+    _waiting: Int64[Tensor, "place"] = field(default_factory=lambda: torch.empty(0, dtype=torch.int64), init=False)
+
+    @property
+    def keeps_final(self) -> bool:
+        """An episode holds what was really seen last."""
+        return True
+
+    def add(self, window: Workspace, final: Fields | None = None) -> None:
+        """Takes in a window and the real last observations of the episodes that were cut in it.
+
+        Raises DataError where no episode would ever be whole.
+        """
+        replay = self._opened(window.envs)
+        changes = replay.add(window, final)
+        left = self._waiting[~torch.isin(self._waiting, changes.written)]
+        self._waiting = torch.cat((left, changes.episodes))
+        if replay.is_full and not replay.episode_count:
+            raise DataError(f"no episode of this task fits in {self.capacity} rows of {replay.columns} environments")
+
+    def _opened(self, columns: int) -> Replay:
+        if self._replay is None:
+            self._replay = Replay(self.schema, columns=columns, capacity=self.capacity, device=self.device)
+            self._waiting = self._waiting.to(self.device)
+        return self._replay
+
+    def due(self, env_steps: int) -> Iterator[Workspace]:
+        """All episodes that wait, if they are enough."""
+        if self._replay is not None and len(self._waiting) >= self.episodes:
+            batch, self._waiting = self._replay.episodes(self._waiting), self._waiting[:0]
+            yield batch
+
+    def state_dict(self) -> dict[str, object]:
+        """The episodes that wait and those that are unfinished: lent, to be saved or copied before `add`."""
+        if self._replay is None:
+            return {}
+        rows = {f"replay/{name}": part for name, part in self._replay.state_dict().items()}
+        return {"columns": self._replay.columns, "waiting": self._waiting, **rows}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Restores `state_dict`. Raises DataError where it is the state of another store."""
+        columns = state.get("columns")
+        if isinstance(columns, int):
+            self._opened(columns).load_state_dict(_branch(state, "replay"))
+            self._waiting = tensor_at(state, "waiting").to(self.device)
 
 
 # ------------------------------------------------------------------------------------------------------- what is drawn
@@ -179,8 +246,12 @@ class Replayed:
     """Where the rows lie in files; none: in memory."""
     device: torch.device | str = "cpu"
     """Where the rows lie, and the batches."""
+    earned: Moments | None = None
+    """The rewards of agents who were there, each counted once, however often it is drawn; none: nobody asks."""
     _replay: Replay | None = field(default=None, init=False)
     _priorities: Priorities | None = field(default=None, init=False)
+    _is_given: bool = field(default=False, init=False)
+    """Does it hold a data set, and take in nothing else?"""
     _began: int = field(default=0, init=False)
     """The environment steps from which updates are counted."""
     _updates: int = field(default=0, init=False)
@@ -213,6 +284,19 @@ class Replayed:
         changes = replay.add(window, final)
         if self._priorities is not None:
             self._priorities.renew(changes.written, self.of.entered(changes))
+        if self.earned is not None:
+            before = Moments(*(each.to(window.device) for each in self.earned))
+            self.earned = merged_moments(before, window["reward"], window.mask)
+
+    def take(self, data: Workspace) -> None:
+        """Holds a data set, whole and for good, in place of what acting brings; no saved state repeats it.
+
+        Raises DataError where it lacks a field, or does not fit the store.
+        """
+        window, final = steps_of(data)
+        self.capacity, self.warmup, self._began = data.time + 2, 0, 0
+        self.add(window, final)
+        self._is_given = True
 
     def _opened(self, columns: int) -> Replay:
         if self._replay is None:
@@ -234,10 +318,12 @@ class Replayed:
             return
         held = self.of.held(replay)
         if held < self.of.batch:
-            if replay.is_full:
+            if replay.is_full or self._is_given:
                 raise DataError(
                     f"a replay of {self.capacity} rows for {replay.columns} environments is full and holds {held} of "
                     f"the {self.of.batch} that a batch of {type(self.of).__name__} takes: raise its capacity"
+                    + " (or give more data, or a smaller batch)"
+                    * self._is_given
                 )
             self._began = max(self._began, env_steps)
             return
@@ -267,9 +353,12 @@ class Replayed:
         """The store, its priorities, its counters and the random state: lent, to be saved or copied before `add`."""
         state: dict[str, object] = {
             "counters": torch.tensor([self._began, self._updates]),
+            "pace": torch.tensor([self.ratio, self.env_steps], dtype=torch.float64),
             "generator": self.generator.get_state(),
         }
-        if self._replay is not None:
+        if self.earned is not None:
+            state["earned"] = torch.stack(self.earned)
+        if self._replay is not None and not self._is_given:
             state["columns"] = self._replay.columns
             state |= {f"replay/{name}": part for name, part in self._replay.state_dict().items()}
         if self._priorities is not None:
@@ -277,17 +366,25 @@ class Replayed:
         return state
 
     def load_state_dict(self, state: dict[str, object]) -> None:
-        """Restores `state_dict`. Raises DataError where it is the state of another store."""
+        """Restores `state_dict`; saved at another `ratio`, it counts the updates that are due from there on.
+
+        Raises DataError where it is the state of another store.
+        """
         began, updates = tensor_at(state, "counters").unbind()
         self._began, self._updates = int(began), int(updates)
+        if "pace" in state:
+            ratio, env_steps = tensor_at(state, "pace").unbind()
+            if float(ratio) != self.ratio:  # what was due at another pace is done
+                self._began, self._updates = max(self._began, int(env_steps)), 0
         self.generator.set_state(tensor_at(state, "generator"))
+        if self.earned is not None:
+            self.earned = Moments(*tensor_at(state, "earned").unbind())
         columns = state.get("columns")
         if isinstance(columns, int):
-            replay = self._opened(columns)
-            replay.load_state_dict(_branch(state, "replay"))
-            if self._priorities is not None:
-                self._priorities.load_state_dict(_branch(state, "priorities"))
-                self._priorities.keep(self.of.is_drawable(replay))
+            self._opened(columns).load_state_dict(_branch(state, "replay"))
+        if self._priorities is not None and self._replay is not None:
+            self._priorities.load_state_dict(_branch(state, "priorities"))
+            self._priorities.keep(self.of.is_drawable(self._replay))
 
 
 def _branch(state: dict[str, object], name: str) -> dict[str, object]:

@@ -184,11 +184,17 @@ class TeamSpec:
     @cached_property
     def observation_sizes(self) -> tuple[int, ...]:
         """The true width of each agent's vector observation (all vector parts together), padding left out."""
-        sizes = {
-            name: sum(part.size for part in _named_parts(space).values() if isinstance(part, Vector))
-            for name, space in self.observation.items()
-        }
-        return tuple(sizes[name] for name in self.group_of)
+        return tuple(sum(sizes) for sizes in zip(*self.vector_sizes.values(), strict=True)) or (0,) * self.size
+
+    @cached_property
+    def vector_sizes(self) -> Mapping[str, tuple[int, ...]]:
+        """Workspace field of each vector that is observed -> its true width for each agent, padding left out."""
+
+        def sizes(name: str) -> tuple[int, ...]:
+            parts = (_named_parts(self.observation[group])[name] for group in self.group_of)
+            return tuple(part.size for part in parts if isinstance(part, Vector))
+
+        return {name: sizes(name) for name, part in self.parts.items() if isinstance(part, Vector)}
 
     @cached_property
     def action_sizes(self) -> tuple[tuple[int, ...], ...]:

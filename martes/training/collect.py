@@ -1,16 +1,17 @@
 """Experience from acting: one window after the other, without a seam, and what followed where a trajectory was cut."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from martes.algorithms.learner import Learner
-from martes.data import Fields, Memory, Schema, TimeStep, VectorEnv, Workspace
+from martes.data import Field, Fields, Memory, Schema, TimeStep, VectorEnv, Workspace
 from martes.data.trees import cleared, mapped
 from martes.errors import EnvError
-from martes.networks import Chain, act
+from martes.networks import Chain, TemporalModule, act
+from martes.networks.temporal import EARNED
 from martes.training.episodes import Episodes
 
 
@@ -24,13 +25,48 @@ class Cut:
     memory: Memory
 
 
+@runtime_checkable
+class Windows(Protocol):
+    """What is asked of collected windows."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of one window."""
+        ...
+
+    @property
+    def keeps_final(self) -> bool:
+        """Are the real last observations of cut episodes wanted?"""
+        ...
+
+
+@runtime_checkable
+class Actor(Protocol):
+    """What acting needs to know of a learner (a Learner is one)."""
+
+    @property
+    def policy(self) -> TemporalModule:
+        """What acts."""
+        ...
+
+    @property
+    def experience(self) -> Windows:
+        """What is asked of the windows."""
+        ...
+
+    @property
+    def fields(self) -> Mapping[str, Field]:
+        """What is written beyond what the team's environments write."""
+        ...
+
+
 class Collector:
     """Acts with a learner's policy in an environment and lends out windows of what happened.
 
     The window is written over by the next `collect`. Episode returns and lengths are gathered on the way.
     """
 
-    def __init__(self, env: VectorEnv, learner: Learner, generator: torch.Generator) -> None:
+    def __init__(self, env: VectorEnv, learner: Actor, generator: torch.Generator) -> None:
         self.env = env
         self.learner = learner
         self.generator = generator
@@ -117,6 +153,7 @@ class Collector:
             "memory": self._memory,
             "generator": self.generator.get_state(),
             "episodes": self.episodes.state_dict(),
+            **({EARNED: self.window[EARNED][self.window.time].clone()} if EARNED in self.window else {}),
         }
 
     def load_state_dict(self, state: dict[str, Any], seed: int) -> None:
@@ -131,6 +168,8 @@ class Collector:
         self._show(self.env.load_state_dict(state["env"]))
         self._memory = mapped(lambda leaf: leaf.to(self.window.device), state["memory"])
         self.episodes.load_state_dict(state["episodes"])
+        if EARNED in self.window:
+            self.window.write(self.window.time, {EARNED: state[EARNED].to(self.window.device)})
 
 
 def state_of(env: VectorEnv) -> dict[str, object] | None:

@@ -5,13 +5,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from martes.data import Discrete, Image, Memory, Observation, Schema, TeamSpec, Vector
 from martes.data.trees import cleared
 from martes.errors import DataError, nearest
 from martes.networks import TemporalModule
+from martes.networks.temporal import EARNED
 
 Actions = Tensor | np.ndarray | dict[str, Tensor] | dict[str, np.ndarray | np.generic]
 """One number an agent is a NumPy scalar by name: the plain integer that environments expect."""
@@ -52,12 +53,14 @@ class LoadedPolicy:
         action_mask: object = None,
         agent_mask: object = None,
         start: object = None,
+        earned: object = None,
         greedy: bool = True,
     ) -> Actions:
         """The actions [(env) agent ...], or by agent name if `obs` is.
 
         `action_mask` (true: legal) comes in the form of `obs`. `agent_mask` [(env) agent] tells who is there; by name
         it is those who are in the dict. `start` [(env)] tells where an episode opens, so that memory is cleared.
+        `earned` [(env) agent] is what each was paid in this episode so far: policies that aim at a return ask for it.
         Without `greedy` actions are drawn. Raises DataError, saying what was expected, for a wrong name or shape.
         """
         seen = seen_by(self.team, obs)
@@ -71,6 +74,8 @@ class LoadedPolicy:
             raise DataError("this policy was trained where every action is legal: leave action_mask out")
         if self.team.forces_actions:  # what the environment does in an agent's place is its own affair here
             fields |= _unforced(self.team, seen.lead)
+        if EARNED in self._actor.reads:
+            fields[EARNED] = _paid(earned, (*seen.lead, self.team.size))
         opens = _mask("start", False if start is None else start, *seen.lead)
         if not seen.lead:
             fields = {name: value.unsqueeze(0) for name, value in fields.items()}
@@ -216,6 +221,16 @@ def _mask(name: str, value: object, *shape: int) -> Bool[Tensor, "..."]:
         return torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value)).bool().expand(whole)
     except (TypeError, RuntimeError) as error:
         raise DataError(f"{name} does not fit {list(whole)}, as the observation asks for") from error
+
+
+def _paid(earned: object, shape: tuple[int, ...]) -> Float[Tensor, "..."]:
+    """What each agent was paid so far."""
+    if earned is None:
+        raise DataError("this policy aims at a return: tell it what was paid so far in act(..., earned=...)")
+    try:
+        return torch.as_tensor(earned if isinstance(earned, Tensor) else np.asarray(earned)).float().expand(shape)
+    except (TypeError, RuntimeError) as error:
+        raise DataError(f"earned does not fit {list(shape)}, as the observation asks for") from error
 
 
 def _refuse_other(kind: str, given: Iterable[str], known: Iterable[str], others: Iterable[str] = ()) -> None:

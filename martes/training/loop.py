@@ -58,9 +58,10 @@ def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None, m
                 window = collector.collect()
             if isinstance(learner, Scheduled):
                 learner.progress = session.steps / training.steps
-            before, session.steps = session.steps, session.steps + window.time * window.envs
+            before, session.steps = session.steps, session.steps + session.pace
             with log.phase("learn"), batch_kept(session):
-                learner.experience.add(window, collector.final)
+                if window is not None:
+                    learner.experience.add(window, collector.final)
                 metrics = [learner.update(batch) for batch in learner.experience.due(session.steps)]
             log.update(session.steps, averaged(metrics), collector.episodes.taken())
             if session.is_finished or is_due(evaluation.every, before, session.steps):

@@ -14,6 +14,7 @@ from martes.training import checkpoint
 from martes.training.collect import Collector
 from martes.training.evaluate import Scores, evaluate
 from martes.training.log import Log
+from martes.training.offline import Nobody, refuse_without_data
 from martes.training.run import RunFolder
 from martes.training.seeding import generator_of, seed_of
 from martes.training.settings import Plan
@@ -39,11 +40,17 @@ class Session:
         self._scored_at = self._saved_at = -1
         self._test_env: VectorEnv | None = None
         seed, device = plan.training.seed, plan.training.device
-        self.env = make(plan.env, plan.env.copies, device)
+        data = plan.training.data
+        self.env = make(plan.env, 1 if data else plan.env.copies, device)
         if note := getattr(self.env, "note", ""):
             log.message(note)
         self.learner = plan.algorithm.learner(self.env.team, generator_of(seed, "learning", device=device))
-        self.collector = Collector(self.env, self.learner, generator_of(seed, "acting", device=device))
+        self.collector: Collector | Nobody
+        if data is None:
+            refuse_without_data(self.learner)
+            self.collector = Collector(self.env, self.learner, generator_of(seed, "acting", device=device))
+        else:
+            self.collector = Nobody(self.learner, data, self.env.team)
 
     def __enter__(self) -> "Session":
         return self
@@ -74,6 +81,11 @@ class Session:
                 f"resume with the settings in {self.folder.config}, or name another run folder"
             ) from error
         self._saved_at = self.steps
+
+    @property
+    def pace(self) -> int:
+        """Environment steps from one look at what is due to the next."""
+        return self.learner.experience.steps * self.plan.env.copies
 
     @property
     def is_finished(self) -> bool:

@@ -15,6 +15,8 @@ class Training:
     """Environment steps of the whole team, all copies together."""
     seed: int = 0
     """The one seed: equal seeds give equal runs."""
+    data: str | None = None
+    """Learn from this data set alone and act in evaluations only: a file, or minari:<id>. Steps then only count."""
     device: str = "cpu"
     """Where networks, batched environments and experience live: cpu, cuda, cuda:1, ..."""
     threads: int = 0

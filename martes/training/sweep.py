@@ -8,7 +8,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -23,7 +23,7 @@ from martes.errors import ConfigError, MartesError
 from martes.training.ledger import Entry, Job, Ledger, Status
 from martes.training.log import Log
 from martes.training.loop import Result, train
-from martes.training.process import cores, interruption
+from martes.training.process import cores, end_with_parent, interruption
 from martes.training.run import RunFolder
 from martes.training.settings import Plan
 
@@ -164,7 +164,7 @@ def _working(task: bytes, threads: int, tell: connection.Connection) -> None:
     """The life of a worker. Its output goes to output.txt of the run; it does not outlive its parent."""
     if hasattr(os, "setsid"):
         os.setsid()  # a Ctrl-C of the terminal is for the parent alone, which then asks
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     work, name, plan, path = cloudpickle.loads(task)
     folder = RunFolder(path)
@@ -176,13 +176,6 @@ def _working(task: bytes, threads: int, tell: connection.Connection) -> None:
     except Exception as error:
         traceback.print_exc()
         tell.send(("failed", str(error) if isinstance(error, MartesError) else f"{type(error).__name__}: {error}"))
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _redirect(path: Path) -> None:

@@ -35,6 +35,8 @@ COLUMNS = {
     "dying agent": column(World(has_deaths=True, has_state=True)),
     "time limit": column(World(ends=0.0, limit=3)),
     "recurrent": column(World(has_deaths=True), memory="gru"),
+    "attention": column(World(has_deaths=True), memory="attention"),
+    "retention": column(World(has_deaths=True), memory="retention"),
     "shared": column(World(is_unequal=True), sharing="shared"),
     "by group": column(World(is_unequal=True), sharing="group"),
     "by agent": column(World(is_unequal=True), sharing="agent"),
@@ -57,16 +59,19 @@ REFUSED |= {
     for case in ("continuous", "multi-discrete")
 }
 REFUSED |= {(name, "image without a state"): "Give the TeamSpec a state" for name in ("qmix", "qtran")}
+REFUSED |= {(name, "multi-discrete"): "not several at once" for name in ("sac", "masac")}
 QUICK = {  # what lags behind for many updates moves in two, and batches are due after the first window
     "target_every": 1,
     "batch": 4,
     "ratio": 0.1,
+    "warmup": 0,
+    "episodes": 2,
 }
 
 
 def configured(name: str, changes: dict[str, Any]) -> Any:
     config: Any = algorithm_named(name)
-    small = {"hidden": (8,), "memory_size": 6, "channels": (4,), "agent_id": True, "size": 8, "heads": 2}
+    small = {"hidden": (8,), "memory_size": 8, "channels": (4,), "agent_id": True, "size": 8, "heads": 2}
     small = {each: value for each, value in small.items() if hasattr(config.network, each)}
     if hasattr(config.network, "memory_size"):  # who acts in turn has its memory by name: rec-sable
         small["memory"] = changes.get("memory", "none")

@@ -107,6 +107,16 @@ def test_only_memory_answers_the_cue(run_seed: int) -> None:
     assert share["none"] <= 0.5 + 0.1  # half of the cues are guessed; 512 episodes leave a deviation of 0.022
 
 
+@pytest.mark.parametrize("memory", ["attention", "retention"])
+def test_blocks_over_time_answer_the_cue(memory: Literal["attention", "retention"], run_seed: int) -> None:
+    options = {"cues": 2, "delay": 3, "agents": 1}
+    network = Network(hidden=(32,), memory=memory, memory_size=32, memory_window=8)
+    config = PPO(**{**vars(QUICK), "network": network, "lr": 3e-3})
+    collector, _ = learned("memory-cue", 30, config, run_seed, **options)
+    scores = evaluate(collector.learner.policy, make_env("memory-cue", 64, options=options), 512, seed=1)
+    assert scores.returns.mean() >= 0.95 * collector.env.game.best_return
+
+
 def test_runs_with_one_seed_are_one_run() -> None:
     def weights(seed: int) -> torch.Tensor:
         env = make_env("probe-observed", 8)

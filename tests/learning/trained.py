@@ -16,3 +16,19 @@ def trained(name: str, updates: int, config: Any, seed: int, **options: object) 
     for _ in range(updates):
         learner.update(collector.collect())
     return collector
+
+
+def trained_from_replay(name: str, updates: int, config: Any, seed: int, **options: object) -> Collector:
+    """A collector whose learner made `updates` updates from what 8 copies went through."""
+    env = make_env(name, 8, options=options)
+    learner = config.learner(env.team, generator_of(seed, "learning"))
+    collector = Collector(env, learner, generator_of(seed, "acting"))
+    collector.start(seed_of(seed, "environment"))
+    steps = 0
+    while learner.updates < updates:
+        window = collector.collect()
+        steps += window.time * window.envs
+        learner.experience.add(window, collector.final)
+        for batch in learner.experience.due(steps):
+            learner.update(batch)
+    return collector

@@ -132,6 +132,7 @@ def test_what_the_environment_did_in_an_agents_place_is_stored_and_teaches_its_p
     def policy_loss() -> torch.Tensor:
         return learner.loss(window)[1]["policy_loss"]
 
+    window["log_prob"] = window["log_prob"] + 0.1 * torch.randn(window["log_prob"].shape)  # at ratio 1 it is 0 for all
     before = policy_loss()
     window["advantage"][forced] = 1e6
     window["log_prob"][forced] = -1e6

@@ -120,7 +120,7 @@ def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = Non
     title = f"{algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
     steps = experiment.training.steps
     greedy = experiment.evaluation.greedy
-    with _described(folder, experiment), Log(folder.path, experiment.logging, steps, title, greedy) as log:
+    with Log(folder.path, experiment.logging, steps, title, greedy) as log, described(folder, experiment.to_yaml()):
         result = loop.train(experiment, folder, log, origin, made_env)
         if result.is_finished:
             for draw in (draw_learning_curve, draw_replay):
@@ -132,14 +132,19 @@ def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = Non
 
 
 @contextmanager
-def _described(folder: RunFolder, experiment: Experiment) -> Iterator[None]:
-    """Writes config.yaml. An experiment that cannot be leaves that of a run which had begun as it was."""
-    before = None if folder.newest_checkpoint() is None else folder.config.read_text(encoding="utf-8")
-    write_text(folder.config, experiment.to_yaml())
+def described(folder: RunFolder, config: str) -> Iterator[None]:
+    """Writes config.yaml. Who fails before anything is saved leaves that of a run which had begun as it was.
+
+    Raises CheckpointError where another process trains in the folder; then nothing was written.
+    """
+    with folder.claimed():
+        origin = folder.newest_checkpoint()
+        before = None if origin is None else folder.config.read_text(encoding="utf-8")
+        write_text(folder.config, config)
     try:
         yield
-    except ConfigError:
-        if before is not None:
+    except BaseException:
+        if before is not None and folder.newest_checkpoint() == origin:
             write_text(folder.config, before)
         raise
 

@@ -21,7 +21,6 @@ from martes.experiment import Experiment, read_tree, yaml_of
 from martes.presets import DEFAULT, PRESETS
 from martes.report.lineage import lineage_picture
 from martes.training.log import Log
-from martes.training.run import write_text
 
 _SHORT = {"population": "evolution.population", "steps": "training.steps", "seed": "training.seed"}
 _MAY_CHANGE = re.compile(
@@ -138,11 +137,12 @@ def evolved(evolving: Evolving, folder: PopulationFolder, origin: Path | None = 
     guest = None if evolution.against is None else api.Guest(evolution.against, evolution.against_agents)
     make_test = api.made_env if guest is None else partial(_met, guest=guest)
     around = Surroundings(api.made_env, make_test, partial(_described, experiment))
-    write_text(folder.run.config, evolving.to_yaml())
     steps, greedy = experiment.training.steps, experiment.evaluation.greedy
-    with Log(folder.path, experiment.logging, steps, title, greedy) as log:
+    logged = Log(folder.path, experiment.logging, steps, title, greedy)
+    with logged as log, api.described(folder.run, evolving.to_yaml()):
         result = loop.evolve(experiment, evolution, folder, log, around, origin)
-    lineage_picture(folder.lineage, folder.picture)
+    if result.history:
+        lineage_picture(folder.lineage, folder.picture)
     return result
 
 

@@ -176,6 +176,25 @@ def test_a_change_that_cannot_be_leaves_the_run_as_it_was(tmp_path):
     assert len(martes.load(tmp_path).act(np.zeros((2, 3)))) == 2
 
 
+def test_a_refused_resume_changes_no_config(run):
+    before = run.folder.config.read_text()
+    with run.folder.claimed(), pytest.raises(CheckpointError, match="another process is training"):
+        martes.train(resume=run.folder.path, steps=999)
+    assert run.folder.config.read_text() == before
+
+
+def test_whatever_fails_before_anything_is_saved_leaves_the_config(run, monkeypatch):
+    before = run.folder.config.read_text()
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("martes.api.loop.train", broken)
+    with pytest.raises(KeyboardInterrupt):
+        martes.train(resume=run.folder.path, steps=888)
+    assert run.folder.config.read_text() == before
+
+
 def test_a_folder_that_holds_no_run_yet_is_taken(tmp_path):
     (tmp_path / "config.yaml").write_text("left by a run that never began\n")
     assert martes.train("ippo/two-step", run_dir=tmp_path, steps=20, **TINY).result is not None

@@ -76,10 +76,10 @@ def test_learners_are_measured_beside_what_was_published(name, monkeypatch):
     found = bench.MEASURES["value"](1)
     assert len(found) == 3 and all(each.values[0] > 1 for each in found)
     assert [each.target for each in found] == [5, 3, 5]
-    run = value._Begun(name, value.BATCHED, 8)
-    updates, steps = run.learner.updates, run.steps
+    run = value._begun(name, value.BATCHED, 8)
+    updates, steps = run.updates, run.steps
     run.go_on(4)
-    assert (run.learner.updates - updates) * 8 * value.EPISODE == run.steps - steps
+    assert (run.updates - updates) * 8 * value.EPISODE == run.steps - steps
 
 
 @pytest.mark.parametrize(("name", "package", "extra"), [("spread", "mpe2", "mpe"), ("foraging", "lbforaging", "lbf")])

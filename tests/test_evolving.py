@@ -121,6 +121,14 @@ def test_a_resumed_population_goes_on(result, tmp_path):
         continued(located(tmp_path), {"algorithm.lr": 1e-3})
 
 
+def test_a_refused_resume_changes_no_config(result):
+    folder = result.folder
+    before = folder.run.config.read_text()
+    with folder.run.claimed(), pytest.raises(CheckpointError, match="another process is training"):
+        martes.evolve(resume=folder.path, steps=999)
+    assert folder.run.config.read_text() == before
+
+
 def test_where_there_is_no_population_it_is_told(tmp_path):
     with pytest.raises(CheckpointError, match="no population in"):
         martes.evolve(resume=tmp_path)

@@ -12,7 +12,6 @@ from martes.algorithms.descent import descended, restored, state_of
 from martes.algorithms.imitation import Measure, errors_of
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import Store
-from martes.algorithms.rewards import Reward, rewards_of
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Episodes
 from martes.data.limits import COUNT, NATURAL, POSITIVE, refuse, refuse_beyond
@@ -40,8 +39,8 @@ class DecisionTransformer:
     """Which agents share parameters: all, those of a group, or none."""
     error: Measure = "likelihood"
     """Of real-valued actions: by their log-density, or by their squared distance from the policy's best ones."""
-    reward: Reward = "own"
-    """Whose return is told: each agent's own, or the team's mean (of the living) or sum."""
+    reward: Literal["own", "mean", "sum"] = "own"
+    """Whose return is told: each agent's own, or the mean or sum over the whole team, whoever of it is there."""
     batch: int = 16
     """Whole episodes of one gradient step."""
     ratio: float = 0.002
@@ -81,6 +80,8 @@ class DecisionLearner:
         self.config, self.updates = config, 0
         network = replace(config.network, memory="attention", memory_window=config.context * config.tokens)
         self.policy = ReturnConditioned(team, network, config.sharing, config.tokens, generator).to(generator.device)
+        if config.reward != "own":
+            self.policy.pool.fill_(1.0 if config.reward == "sum" else 1 / team.size)
         if config.target_return is not None:
             self.policy.asked.fill_(config.target_return)
         reads = tuple(name for name in self.policy.reads if name != EARNED)  # the rewards tell it
@@ -117,9 +118,8 @@ class DecisionLearner:
 
     def returns(self, batch: Workspace) -> Float[Tensor, "time env agent"]:
         """What was still to come at each step, undiscounted."""
-        reward = rewards_of(self.config.reward, batch["reward"], batch["agent_mask"][: batch.time])
-        one = torch.ones_like(batch["reward"])
-        return reward_to_go(reward * one, one, batch["cut"])
+        reward = batch["reward"] @ self.policy.pool
+        return reward_to_go(reward, torch.ones_like(reward), batch["cut"])
 
     def _inputs(self, batch: Workspace) -> dict[str, Tensor]:
         seen = {name: batch[name][: batch.time] for name in self.policy.reads if name != EARNED}

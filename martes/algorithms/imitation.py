@@ -14,7 +14,8 @@ from martes.algorithms.off_policy import Store
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Episodes, Replayed, Transitions
 from martes.data.limits import COUNT, NATURAL, POSITIVE, refuse_beyond
-from martes.maths.distributions import SquashedGaussian
+from martes.errors import DataError
+from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian
 from martes.maths.masks import masked_mean
 from martes.networks import Network, Policy, Sharing
 from martes.networks.growth import Parts
@@ -72,6 +73,7 @@ def errors_of(
     """The error of each choice, -log pi(a) or its squared distance, and what to watch of those in `mask`.
 
     Squared: mean over the numbers of an action of ((a - a*) / half the width of its box)^2, a* the policy's best.
+    Raises DataError for a choice in `mask` that is not legal.
     """
     if isinstance(pi, SquashedGaussian):
         off = (2 * (pi.action(pi.mode()) - done) / (pi.high - pi.low)).square()
@@ -79,11 +81,28 @@ def errors_of(
         error = squared if measure == "squared" else -pi.log_prob(pi.sample_of(done))
         metrics = {"squared_error": masked_mean(squared, mask)}
     else:
+        _refuse_illegal(pi, done, mask)
         error = -pi.log_prob(done)
         agrees = (pi.mode() == done).float().reshape(*mask.shape, -1).amin(-1)
         metrics = {"agreement": masked_mean(agrees, mask)}
     metrics["entropy"] = masked_mean(pi.entropy(), mask)
     return error, {name: metric.detach() for name, metric in metrics.items()}
+
+
+def _refuse_illegal(pi: Categorical | MultiCategorical, done: Tensor, mask: Bool[Tensor, "time env agent"]) -> None:
+    """Raises DataError where a choice in `mask` was not legal: no policy makes it, so none can learn it."""
+    choices = pi if isinstance(pi, Categorical) else pi.sub_actions
+    if choices.mask is None:
+        return
+    legal = choices.mask.expand_as(choices.log_probs)
+    is_legal = legal.gather(-1, done.long().unsqueeze(-1)).squeeze(-1) | ~legal.any(-1)
+    is_wrong = mask & ~is_legal.reshape(*mask.shape, -1).all(-1)
+    if bool(is_wrong.any()):
+        place = tuple(is_wrong.nonzero()[0].tolist())
+        raise DataError(
+            f"the data hold an action that was not legal: agent {place[-1]} (counted from 0) did "
+            f"{done[place].tolist()}, its mask then was {legal[place].tolist()}. Mend the data set"
+        )
 
 
 class CloningLearner:

@@ -59,7 +59,7 @@ class MADDPG:
     reward: Reward = "own"
     """What is learned from: each agent's own reward; one for all, refused where they differ; its mean or sum."""
     normalise_reward: bool = False
-    """Divide rewards by their running deviation, of each agent?"""
+    """Divide rewards by their running deviation, of each agent while it is there?"""
     regularisation: float = 1e-3
     """Weight of the policies' mean squared score in their loss: keeps tanh and softmax from saturating."""
     gamma: float = 0.95
@@ -149,7 +149,7 @@ class MADDPGLearner:
         self.judge = first_critic(self.critics, team, form, self.codes)
         self.target_policy, self.target_critics = still_copy(self.policy), still_copy(self.critics)
         self._follow = Following((self.target_policy, self.policy), (self.target_critics, self.critics))
-        self.reward_norm = ObservationNorm(1, team.size).to(generator.device)
+        self.reward_norm = ObservationNorm(team.size, 1).to(generator.device)
         self.optimiser = Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.critic_optimiser = Adam(self.critics.parameters(), config.critic_lr, eps=config.adam_eps, fused=True)
         remembers = self.policy.body.remembers
@@ -174,7 +174,8 @@ class MADDPGLearner:
         if config.reward == "common":
             refuse_unequal(batch["reward"], batch.mask & taken.counted, self.team.agents)
         if config.normalise_reward:
-            self.reward_norm.observe(batch["reward"].flatten(0, 1)[None], taken.valued.reshape(1, -1))
+            there = (batch.mask & taken.counted).flatten(0, 1)
+            self.reward_norm.observe(batch["reward"].flatten(0, 1).T.unsqueeze(-1), there.T)
         errors = self.errors(batch, taken)
         loss, metrics = self._weighed(errors, batch["weight"])
         parts = {"critic": (self.critics, self.critics.slots.count)}
@@ -237,7 +238,7 @@ class MADDPGLearner:
         """Rewards and discounts [time env agent] as they are learned from: a team's last as long as any member does."""
         reward, discount, kind = batch["reward"], batch["discount"], self.config.reward
         if self.config.normalise_reward:
-            reward = reward / self.reward_norm.moments.scale().to(reward.dtype)
+            reward = reward / self.reward_norm.moments.scale().squeeze(-1).to(reward.dtype)
         if kind != "own":
             discount = discount.amax(-1, keepdim=True).expand_as(reward)
         reward = rewards_of(kind, reward, batch["agent_mask"][: batch.time])

@@ -99,13 +99,13 @@ class Drawn(NamedTuple):
     codes: Float[Tensor, "time env agent code"]
     """As critics read it."""
     log_prob: Float[Tensor, "time env agent"]
-    """Of choices: their mean, -H."""
-    log_probs: Float[Tensor, "time env agent action"] | None
-    """Of every choice."""
+    """Of choices: their mean, -H. 0 where the environment acts in an agent's place."""
+    probs: Float[Tensor, "time env agent action"] | None
+    """Of every choice; all of it on what is forced."""
 
     def rows(self, rows: slice) -> "Drawn":
         """Some steps of it."""
-        return Drawn(self.codes[rows], self.log_prob[rows], None if self.log_probs is None else self.log_probs[rows])
+        return Drawn(self.codes[rows], self.log_prob[rows], None if self.probs is None else self.probs[rows])
 
 
 class SACLearner:
@@ -176,29 +176,31 @@ class SACLearner:
         if isinstance(pi, SquashedGaussian):
             noise = torch.randn(pi.mean.shape, generator=self.generator, device=batch.device)
             sample = pi.sample(noise)
-            codes, log_prob, log_probs = sample.tanh() * self.codes.legal, pi.log_prob(sample), None
+            codes, log_prob, probs = sample.tanh() * self.codes.legal, pi.log_prob(sample), None
         else:
             assert isinstance(pi, Categorical)
-            log_probs = pi.log_probs
-            codes = self.codes.of_actions(pi.sample(gumbel(log_probs.shape, self.generator, batch.device)))
-            log_prob = -pi.entropy()
+            probs = pi.log_probs.exp()
+            codes = self.codes.of_actions(pi.sample(gumbel(probs.shape, self.generator, batch.device)))
+            # 0 log 0 = 0, in the gradient too: log 0 is so low that a temperature above 1 would make it infinite.
+            log_prob = (probs * pi.log_probs.masked_fill(probs == 0, 0.0)).sum(-1)
         if "forced" in inputs:
-            codes = torch.where(inputs["forced"].unsqueeze(-1), self.codes.of_actions(inputs["forced_action"]), codes)
-        return Drawn(codes, log_prob, log_probs)
+            forced, done = inputs["forced"], self.codes.of_actions(inputs["forced_action"])
+            codes, log_prob = torch.where(forced.unsqueeze(-1), done, codes), log_prob.masked_fill(forced, 0.0)
+            probs = None if probs is None else torch.where(forced.unsqueeze(-1), done, probs)
+        return Drawn(codes, log_prob, probs)
 
     def soft_values(
         self, critics: TwinCritics, inputs: Inputs, own: Drawn, others: Float[Tensor, "time env agent code"]
     ) -> Float[Tensor, "time env agent"]:
         """V_i = E[min_k Q_ki(x, a_1 ... a_i ... a_N) - alpha_i log pi_i(a_i)], a_i of `own`, all else of `others`.
 
-        E is one draw, or the sum over all choices; an absent agent has no entropy.
+        E is one draw, or the sum over all choices; an agent that is absent, or is acted for, has no entropy.
         Source: Haarnoja et al. 2018b, equation 3, with two critics; Christodoulou 2019, equation 10.
         """
-        temperature = self.temperature * inputs["agent_mask"]
-        if own.log_probs is None:
-            return critics.lower(inputs, others, own.codes) - temperature * own.log_prob
-        q = critics.of_choices(inputs, others)  # ... agent action
-        return (own.log_probs.exp() * (q - temperature.unsqueeze(-1) * own.log_probs)).sum(-1)
+        paid = self.temperature * inputs["agent_mask"] * -own.log_prob
+        if own.probs is None:
+            return critics.lower(inputs, others, own.codes) + paid
+        return (own.probs * critics.of_choices(inputs, others)).sum(-1) + paid
 
     def targets(self, batch: Workspace, drawn: Drawn) -> Float[Tensor, "time env agent"]:
         """y_i = r_i + gamma d_i V'_i(x'), x' what really followed, at a time limit too; n_step makes it longer."""
@@ -289,5 +291,9 @@ class SACLearner:
         return state_of(self.parts, {"updates": self.updates})
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Restores `state_dict`. Raises KeyError where it is the state of another kind of learner."""
-        self.updates = restored(state, self.parts)["updates"]
+        """Restores `state_dict`; a temperature that is not tuned stays that of the config. Raises KeyError where it is
+        the state of another kind of learner.
+        """
+        kept = {} if self.config.tuned else {"log_temperature"}
+        parts = {name: part for name, part in self.parts.items() if name not in kept}
+        self.updates = restored(state, parts)["updates"]

@@ -1,6 +1,7 @@
 """How fast martes is on this machine, and how much faster than what it stands in for: `martes bench`."""
 
 import json
+import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,7 +12,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from martes.bench import attention, border, games, learning, scaling, scaling_page, sequential, value
+from martes.bench import agilerl, attention, border, games, learning, scaling, scaling_page, sequential, value
+from martes.bench.agilerl_page import HEADS as BESIDE
+from martes.bench.agilerl_page import Told, joined, parts, with_section
 from martes.bench.isolated import Bounds
 from martes.bench.timing import SECONDS, Measurement
 from martes.errors import ConfigError, nearest
@@ -30,6 +33,8 @@ updates for each env-step are the same, and one thread of torch; a run acts, sto
 HEADS = ("measurement", "median", "range", "target", "reached")
 SCALING = "scaling"
 """The measurement that is a page of its own, and takes longer than all others together."""
+AGILERL = "agilerl"
+"""The measurement that needs an interpreter with another library: a section of its own."""
 
 
 def measured(names: Sequence[str], repeats: int, thread_count: int, console: Console) -> list[Measurement]:
@@ -39,7 +44,7 @@ def measured(names: Sequence[str], repeats: int, thread_count: int, console: Con
     """
     for name in names:
         if name not in MEASURES:
-            raise ConfigError(f"no measurement {name!r}{nearest(name, (*MEASURES, SCALING))}")
+            raise ConfigError(f"no measurement {name!r}{nearest(name, (*MEASURES, SCALING, AGILERL))}")
     if repeats < 1:
         raise ConfigError(f"--repeats is {repeats}: it must be at least 1")
     results: list[Measurement] = []
@@ -63,6 +68,35 @@ def markdown(results: Iterable[Measurement], thread_count: int) -> str:
     table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
     command = "```bash no-run\nmartes bench --output docs/benchmarks.md\n```"
     return f"# Benchmarks\n\nMade by\n\n{command}\n\non {machine(thread_count)}.\n\n{METHOD}\n{table}"
+
+
+def write(results: Iterable[Measurement], thread_count: int, output: Path) -> None:
+    """Writes a page, in which sections that other measurements wrote stay; or, to a name of another end, JSON."""
+    text = as_json(results, thread_count)
+    if output.suffix == ".md":
+        kept = parts(output.read_text(encoding="utf-8"))[1] if output.exists() else []
+        text = joined(markdown(results, thread_count), *kept)
+    output.write_text(text, encoding="utf-8")
+
+
+def beside_agilerl(python: Path | None, repeats: int, output: Path | None, console: Console) -> None:
+    """Prints how fast martes and AgileRL are, and writes it: as the section of a page (.md), or as JSON.
+
+    Raises ConfigError where AgileRL does not run under `python`.
+    """
+    load = os.getloadavg()[0]
+    with console.status("measuring agilerl"):
+        lines, peer = agilerl.measured(python, repeats)
+    told = Told(lines, peer, machine(1), load)
+    table = Table(*BESIDE, box=None, pad_edge=False)
+    for each in lines:
+        table.add_row(*each.cells)
+    console.print(told.made, table)
+    if output is not None:
+        page = output.read_text(encoding="utf-8") if output.suffix == ".md" and output.exists() else "# Benchmarks\n"
+        text = with_section(page, told.section()) if output.suffix == ".md" else told.as_json()
+        output.write_text(text, encoding="utf-8")
+        console.print(f"written: {output}")
 
 
 def as_json(results: Iterable[Measurement], thread_count: int) -> str:

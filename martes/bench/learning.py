@@ -2,15 +2,51 @@
 
 import torch
 
+from martes.algorithms.learner import Learner
 from martes.algorithms.ppo import PPO, PPOLearner
 from martes.bench.timing import Measurement, Side, rates, ratios
 from martes.data import Schema, VectorEnv, Workspace
+from martes.data.experience import Replayed
 from martes.envs.catalogue import make_env
 from martes.networks import Chain, Network, act, replay
 from martes.training.collect import Collector
 
 LENGTHS = (25, 50, 100)
 """Steps of the windows that are learned from."""
+
+
+class Run:
+    """A run that has made its first update."""
+
+    def __init__(self, learner: Learner, env: VectorEnv) -> None:
+        self.learner = learner
+        self.collector = Collector(env, learner, torch.Generator().manual_seed(1))
+        self.collector.start(0)
+        self.steps = self.updates = 0
+        while not self.updates:
+            self.go_on(1)
+
+    def go_on(self, windows: int) -> int:
+        """Acts and learns; how many env-steps."""
+        before = self.steps
+        for _ in range(windows):
+            self._learn(self.collector.collect())
+        return self.steps - before
+
+    def update(self, count: int) -> int:
+        """Learns at least so often, from the last window again and again or from batches that are drawn; how often."""
+        before, window = self.updates, self.collector.window
+        while self.updates < before + count:
+            self._learn(window, is_new=not isinstance(self.learner.experience, Replayed))
+        return self.updates - before
+
+    def _learn(self, window: Workspace, is_new: bool = True) -> None:
+        self.steps += window.time * window.envs
+        if is_new:
+            self.learner.experience.add(window, self.collector.final)
+        for batch in self.learner.experience.due(self.steps):
+            self.learner.update(batch)
+            self.updates += 1
 
 
 def _mappo(network: Network, envs: int, steps: int = 25) -> tuple[PPOLearner, VectorEnv]:

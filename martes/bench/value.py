@@ -19,15 +19,15 @@ from statistics import median
 
 import torch
 
-from martes.algorithms.coma import COMA, COMALearner
-from martes.algorithms.q_learning import QLearner, QLearning
+from martes.algorithms.coma import COMA
+from martes.algorithms.q_learning import QLearning
 from martes.bench.games import lbforaging, stepped
-from martes.bench.timing import Measurement, Side, rates
+from martes.bench.learning import Run
+from martes.bench.timing import Measurement, rates
 from martes.envs.catalogue import environment
 from martes.envs.settings import Environment
 from martes.errors import MissingExtra
 from martes.networks import Network
-from martes.training.collect import Collector
 from martes.training.process import threads
 
 BATCHED, PACKAGE = "lbf-8x8-2p-3f", "Foraging-8x8-2p-3f-v3"
@@ -83,54 +83,17 @@ def _config(name: str, copies: int) -> QLearning | COMA:
     return replace(shared, mixer="monotone" if name == "QMIX" else "sum", network=_FEEDFORWARD)
 
 
-class _Begun:
-    """A run that has made its first update."""
-
-    def __init__(self, name: str, task: str, copies: int) -> None:
-        env = environment(Environment(task, copies))
-        self.learner: QLearner | COMALearner = _config(name, copies).learner(env.team, torch.Generator().manual_seed(0))
-        self.collector = Collector(env, self.learner, torch.Generator().manual_seed(1))
-        self.collector.start(0)
-        self.steps = 0
-        while not self.learner.updates:
-            self.go_on(1)
-
-    def go_on(self, windows: int) -> int:
-        """Acts and learns; how many env-steps."""
-        learner, before = self.learner, self.steps
-        for _ in range(windows):
-            window = self.collector.collect()
-            self.steps += window.time * window.envs
-            learner.experience.add(window, self.collector.final)
-            for batch in learner.experience.due(self.steps):
-                learner.update(batch)
-        return self.steps - before
+def _begun(name: str, task: str, copies: int) -> Run:
+    env = environment(Environment(task, copies))
+    return Run(_config(name, copies).learner(env.team, torch.Generator().manual_seed(0)), env)
 
 
 def _update(name: str, repeats: int) -> Measurement:
     published = PUBLISHED[name].update
-    run = _Begun(name, BATCHED, 10 if name == "COMA" else 8)
-    found = rates({"": _updates(run)}, repeats)[""]
+    run = _begun(name, BATCHED, 10 if name == "COMA" else 8)
+    found = rates({"": run.update}, repeats)[""]
     label = f"{name}, an update: {1000 / median(found):.1f} ms, published: {published:g} ms"
     return Measurement(label, tuple(each * published / 1000 for each in found), 5)
-
-
-def _updates(run: _Begun) -> Side:
-    """Updates, on the last rollout again and again, or on batches that are drawn."""
-    learner = run.learner
-    window = run.collector.window if isinstance(learner, COMALearner) else None
-
-    def updates(count: int) -> int:
-        for _ in range(count):
-            if window is not None:
-                learner.experience.add(window)
-            else:
-                run.steps += 8 * EPISODE
-            for batch in learner.experience.due(run.steps):
-                learner.update(batch)
-        return count
-
-    return updates
 
 
 def _run(name: str, copies: int, repeats: int) -> Measurement:
@@ -141,7 +104,7 @@ def _run(name: str, copies: int, repeats: int) -> Measurement:
     label = f"{name}, a run with {what}, published: {published:,g}/s with {min(copies, 8)}"
     try:
         alone = lbforaging(PACKAGE) if copies == 1 else stepped(task, copies)
-        found = rates({"run": _Begun(name, task, copies).go_on, "alone": alone}, repeats)
+        found = rates({"run": _begun(name, task, copies).go_on, "alone": alone}, repeats)
     except MissingExtra as error:
         return Measurement(label, (), target, note=str(error))
     label += f", here {median(found['run']):,.0f}/s; environment alone {median(found['alone']):,.0f}/s"

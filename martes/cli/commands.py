@@ -230,7 +230,8 @@ class Bench:
     """Measure speed on this machine: ratios to the original environments, acting, training, windows; or scaling."""
 
     names: Annotated[Positional[tuple[str, ...]], arg(metavar="NAME...", help_behavior_hint="(default: all)")] = ()
-    """Which measurements; or scaling: speed and memory of Sable, MAT and MAPPO as teams and rollouts grow."""
+    """Which measurements; or scaling: speed and memory of Sable, MAT and MAPPO as teams and rollouts grow; or agilerl:
+    martes beside AgileRL, with one thread."""
     repeats: int = 5
     """How often each is repeated; medians are shown."""
     threads: int = 0
@@ -243,21 +244,26 @@ class Bench:
     """Of scaling: seconds for each number; what takes longer is ended, and the table says so."""
     device: str = "cpu"
     """Of scaling: where to compute."""
+    python: Annotated[Path | None, arg(metavar="PYTHON", help_behavior_hint="")] = None
+    """Of agilerl: the interpreter of an environment that has agilerl, peft and mpe2."""
 
     def __call__(self) -> int:
         """Prints the measurements."""
         from martes import bench
 
+        for name in (bench.SCALING, bench.AGILERL):
+            if name in self.names and len(self.names) > 1:
+                raise ConfigError(f"{name} is told apart from the others: measure it alone")
+        if bench.AGILERL in self.names:
+            bench.beside_agilerl(self.python, self.repeats, self.output, tables.console())
+            return 0
         if bench.SCALING in self.names:
-            if len(self.names) > 1:
-                raise ConfigError("scaling is a page of its own: measure it alone")
             bounds = bench.Bounds(self.repeats, self.limit, self.threads, self.device)
             bench.scaled(self.agents, bounds, self.output, tables.console())
             return 0
         results = bench.measured(self.names, self.repeats, self.threads, tables.console())
         if self.output is not None:
-            told = bench.markdown if self.output.suffix == ".md" else bench.as_json
-            self.output.write_text(told(results, self.threads), encoding="utf-8")
+            bench.write(results, self.threads, self.output)
             print(f"written: {self.output}")
         return 0
 

@@ -61,6 +61,9 @@ class Evolve:
             asked, origin = evolving.continued(folder, changes), folder.run.newest_checkpoint()
         result = evolving.evolved(asked, folder, origin)
         print(f"population: {folder.path}")
+        if not result.history:
+            print("stopped before the first generation: nothing is saved yet")
+            return INTERRUPTED
         if not result.is_finished:
             print(f"stopped after {result.elite.steps:,} steps of each member and saved")
             print(f"go on: martes evolve --resume {folder.path}")

@@ -57,7 +57,8 @@ def save(folder: PopulationFolder, saved: Saved, keep: int) -> None:
         "log": saved.log,
         "pool": saved.pool,
     }
-    checkpoint.save(folder.run.checkpoints, tree, saved.members[0].steps, keep)
+    steps = max(member.steps for member in saved.members)  # one that diverged stays behind
+    checkpoint.save(folder.run.checkpoints, tree, steps, keep)
 
 
 def _tree(member: Member) -> State:
@@ -101,8 +102,12 @@ def _member(tree: object, algorithm: Algorithm, team: TeamSpec) -> Member:
 
 
 def save_run(folder: RunFolder, member: Member, config: str, log: Mapping[str, object]) -> None:
-    """Writes a member as a run: `martes evaluate`, `play` and `train --resume` take it."""
-    write_text(folder.config, config)
+    """Writes a member as a run: `martes evaluate`, `play` and `train --resume` take it.
+
+    Where it cannot be written, config and checkpoint stay those of the member before.
+    """
+    draft = folder.config.with_name(f".{folder.config.name}.next")
+    write_text(draft, config)  # all that takes room comes before the first file that changes
     tree = {
         "steps": member.steps,
         "scored_at": -1,
@@ -112,7 +117,11 @@ def save_run(folder: RunFolder, member: Member, config: str, log: Mapping[str, o
         "collector": member.collector,
         "log": {**log, "rows": 0, "steps": member.steps, "row_steps": member.steps, "tallies": {}, "phases": {}},
     }
-    checkpoint.save(folder.checkpoints, tree, member.steps, keep=1)
+    try:
+        checkpoint.save(folder.checkpoints, tree, member.steps, keep=1)
+        draft.replace(folder.config)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def save_runs(folder: PopulationFolder, members: Sequence[Member], described: Described, log: State) -> None:

@@ -5,7 +5,7 @@ A generation is a function of its member and its work alone, whoever runs it, wh
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import inf
+from math import inf, isfinite
 from typing import NamedTuple
 
 import torch
@@ -137,7 +137,7 @@ def put_by(member: Member, learner: Learner, collector: Collector, steps: int, f
 def outcome(member: Member, work: Work, site: Site) -> Outcome:
     """How the member comes out of a generation.
 
-    Where its loss is not finite, it stays as it was and its fitness is -inf: others take its place.
+    Where its loss or its fitness is not finite, it stays as it was and its fitness is -inf: others take its place.
     """
     if member.fitness[-1:] == (-inf,):
         return _diverged(member, "it diverged before")
@@ -173,8 +173,11 @@ def _lived(member: Member, work: Work, site: Site) -> Outcome:
     seed = seed_of(work.seed, "evaluation", work.generation)  # all members play the same episodes
     scores = evaluate(learner.policy, site.test(work), work.evaluation.episodes, seed, work.evaluation.greedy)
     fitness = work.fitness(scores, member.team)
+    if not isfinite(fitness):
+        raise NonFiniteError(f"its fitness is {fitness}")
     told = {name: torch.as_tensor(float(value)) for name, value in averaged(metrics).items()}
-    member, episodes = put_by(member, learner, collector, steps, fitness), collector.episodes.taken()
+    episodes = collector.episodes.taken()  # before it is put by, or its next generation would tell them again
+    member = put_by(member, learner, collector, steps, fitness)
     return Outcome(member if work.pool is None else without_rows(member), scores, told, episodes, tuple(kept))
 
 

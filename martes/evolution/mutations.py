@@ -1,6 +1,6 @@
 """What may happen to a copy: nothing, another hyperparameter, noise on its weights; or what networks can grow into."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple
 
@@ -9,9 +9,11 @@ from torch import Tensor
 
 from martes.algorithms.learner import Algorithm
 from martes.data import TeamSpec
-from martes.errors import ConfigError
+from martes.data.experience import Finished, Replayed
+from martes.errors import ConfigError, DataError
 from martes.evolution.member import UNCHANGED, Change, Member, Mutated, Mutation, newborn, revived
-from martes.evolution.space import Number, Range, Space, number_at, with_numbers
+from martes.evolution.space import Number, Range, Space, moved, number_at, with_numbers
+from martes.networks.stacked import StackedNorm
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Hyperparameter:
     kind: ClassVar[str] = "hyperparameter"
 
     def refuse_unfit(self, algorithm: Algorithm, team: TeamSpec) -> None:
-        """Raises ConfigError where there is nothing to search, or a number of the space shapes what is learned."""
+        """Raises ConfigError for an empty space, or a number that shapes what is learned or says only how it begins."""
         if not self.space:
             raise ConfigError(
                 "this algorithm has no number with declared bounds: say evolution.space.algorithm.<name>=<low>,<high>, "
@@ -46,11 +48,12 @@ class Hyperparameter:
             )
         member = newborn(algorithm, team, 0, torch.Generator())
         for path, bounds in self.space.items():
-            moves = _moves(member.algorithm, path, bounds)
-            for move in moves:
+            for move in _moves(member.algorithm, path, bounds):
+                if not _can_be(move.algorithm, team):
+                    continue  # nobody ever goes there
                 try:
-                    revived(replace(member, algorithm=move.algorithm), torch.Generator())
-                except ConfigError as error:
+                    _refuse_misfit(member, move.algorithm)
+                except (ConfigError, DataError) as error:
                     raise ConfigError(f"evolution.space.{path} cannot be searched: {error}") from error
 
     def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
@@ -58,7 +61,8 @@ class Hyperparameter:
         algorithm, done = member.algorithm, list[_Move]()
         for place in torch.randperm(len(self.space), generator=generator, device=generator.device).tolist():
             path = list(self.space)[place]
-            moves = _moves(algorithm, path, self.space[path])
+            found = _moves(algorithm, path, self.space[path])
+            moves = [move for move in found if _keeps_store(algorithm, move.algorithm, member.team)]
             if moves:
                 chosen = torch.randint(len(moves), (), generator=generator, device=generator.device)
                 done.append(moves[int(chosen)])
@@ -80,16 +84,72 @@ class _Move(NamedTuple):
 
 def _moves(algorithm: Algorithm, path: str, bounds: Range) -> list[_Move]:
     """What one step up and one step down lead to, where that is a change that the algorithm does not refuse."""
-    value = number_at(algorithm, path)
     moves = list[_Move]()
     for factor in (bounds.grow, bounds.shrink):
-        new = bounds.moved(value, factor)
-        if new != value:
+        new = moved(algorithm, path, bounds, factor)
+        if new != number_at(algorithm, path):
             try:
                 moves.append(_Move(path, new, with_numbers(algorithm, {path: new})))
             except ConfigError:
                 continue
     return moves
+
+
+def _can_be(algorithm: Algorithm, team: TeamSpec) -> bool:
+    """Is there a learner with these numbers?"""
+    try:
+        algorithm.learner(team, torch.Generator())
+    except ConfigError:
+        return False
+    return True
+
+
+def _keeps_store(old: Algorithm, new: Algorithm, team: TeamSpec) -> bool:
+    """Is there a learner with the new numbers, with a store of as many rows?"""
+    return _can_be(new, team) and _capacity(old, team) == _capacity(new, team)
+
+
+def _capacity(algorithm: Algorithm, team: TeamSpec) -> int | None:
+    """The rows that its learner's store has; None: it keeps none. Raises ConfigError where no learner can be."""
+    experience = algorithm.learner(team, torch.Generator()).experience
+    return experience.capacity if isinstance(experience, Replayed | Finished) else None
+
+
+def _refuse_misfit(member: Member, algorithm: Algorithm) -> None:
+    """Raises ConfigError or DataError where what a newborn member is cannot go on so, or would not heed the change."""
+    if _capacity(member.algorithm, member.team) != _capacity(algorithm, member.team):
+        raise ConfigError("a value that shapes stores cannot be changed alone")
+    asked = newborn(algorithm, member.team, member.id, torch.Generator())
+    learner = revived(replace(member, algorithm=algorithm), torch.Generator())
+    learner.experience.load_state_dict(dict(member.experience or {}))
+    was, wanted, now = (
+        dict(_leaves(state))
+        for state in (
+            {"learner": member.learner, "experience": member.experience},
+            {"learner": asked.learner, "experience": asked.experience},
+            {"learner": learner.state_dict(), "experience": learner.experience.state_dict()},
+        )
+    )
+    if any(not _is_equal(was[path], wanted[path]) and _is_equal(was[path], now[path]) for path in wanted):
+        raise ConfigError("it says only how learning begins, and a member that has begun takes no notice of it")
+
+
+def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Every value of a state, by its path."""
+    if isinstance(tree, Mapping):
+        for name, branch in tree.items():
+            yield from _leaves(branch, f"{path}/{name}")
+    elif isinstance(tree, list | tuple):
+        for place, branch in enumerate(tree):
+            yield from _leaves(branch, f"{path}/{place}")
+    else:
+        yield path, tree
+
+
+def _is_equal(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return torch.equal(one, other)
+    return one == other
 
 
 def _told(paths: list[str], before: tuple[Number, ...], after: tuple[Number, ...]) -> Change:
@@ -102,8 +162,9 @@ def _told(paths: list[str], before: tuple[Number, ...], after: tuple[Number, ...
 class Parameters:
     """Normal noise on a part of the weights that act, in proportion to how large the weights of their matrix are.
 
-    w <- w + sd rms(W) n for a `share` of the entries of some matrices W, n ~ N(0, 1). Biases, entries that are exactly
-    0 (the padding of unequal agents), critics, targets and optimisers stay as they are.
+    w <- w + sd rms(W) n for a `share` of the entries of some matrices W, n ~ N(0, 1). A matrix is what maps inputs to
+    units, convolutions included. Biases, gains of norms, `log_std`, entries that are exactly 0 (the padding of unequal
+    agents), critics, targets and optimisers stay as they are.
     """
 
     share: float = 0.1
@@ -146,8 +207,11 @@ def _acting_weights(algorithm: Algorithm, team: TeamSpec) -> list[str]:
     """The names, in the policy's state, of the weight matrices that actions depend on."""
     policy = algorithm.learner(team, torch.Generator()).policy
     acting = {id(parameter) for parameter in policy.part_for("action").parameters()}
-    named = ((name, each) for name, each in policy.named_parameters() if id(each) in acting)
-    return [name for name, each in named if each.ndim > 1 and "bias" not in name.rpartition(".")[2]]
+    # Slots are stacked: a vector of each has two axes, too.
+    norms = [module for module in policy.modules() if isinstance(module, StackedNorm)]
+    acting -= {id(gain) for norm in norms for gain in norm.parameters()}
+    named = ((name, each) for name, each in policy.named_parameters() if id(each) in acting and each.ndim > 1)
+    return [name for name, _ in named if not any("bias" in part or part == "log_std" for part in name.split(".")[-2:])]
 
 
 def _rms(weights: Sequence[Tensor]) -> float:

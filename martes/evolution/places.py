@@ -6,6 +6,7 @@ worker is run again.
 
 import os
 import threading
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -190,12 +191,21 @@ class Hand:
             done = outcome(member, work, self._site)
         except Exception as error:
             error.add_note(f"in the generation {work.generation} of member {member.id}")
-            return error
+            return _fit_to_send(error)
         return done._replace(member=_packed(done.member))
 
     def close(self) -> None:
         """Closes its environments."""
         self._site.close()
+
+
+def _fit_to_send(error: Exception) -> Exception:
+    """The error, or what it says where it does not survive the way: with a lock in it, or with arguments of its own."""
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return MartesError("".join(traceback.format_exception(error)).rstrip())
+    return error
 
 
 def _packed(member: Member) -> Member:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import fsum
+from math import fsum, inf, isnan
 
 from martes.algorithms.learner import Algorithm
 from martes.data import TeamSpec
@@ -80,11 +80,13 @@ def next_generation(members: Sequence[Member], breeding: Breeding, seed: int, ge
     """The members of a generation, chosen from those of the one before, copies mutated.
 
     Who goes on as it is stays the same object, untouched; a copy has a number that no other member ever has. Raises
-    ConfigError where members have not been scored, or play for different teams.
+    ConfigError where members have not been scored, or by what is no number, or play for different teams.
     """
     for member in members:
         if not member.fitness:
             raise ConfigError(f"member {member.id} has no fitness yet: evaluate every member before selection")
+        if isnan(score(member, breeding.window)):
+            raise ConfigError(f"the fitness of member {member.id} is not a number: say -inf of one that failed")
         if member.team != members[0].team:
             raise ConfigError(f"members {members[0].id} and {member.id} are of different teams: breed them apart")
     scores = [score(member, breeding.window) for member in members]
@@ -100,6 +102,6 @@ def next_generation(members: Sequence[Member], breeding: Breeding, seed: int, ge
 
 
 def score(member: Member, window: int = 1) -> float:
-    """The mean of the newest evaluations of a member's line, `window` of them, or as many as there are."""
+    """The mean of the newest evaluations of a member's line, `window` or as many as there are; -inf: there is none."""
     newest = member.fitness[-window:]
-    return fsum(newest) / len(newest)
+    return fsum(newest) / len(newest) if newest else -inf

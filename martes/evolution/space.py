@@ -37,12 +37,12 @@ class Range:
     def __contains__(self, value: Number) -> bool:
         return self.low <= value <= self.high
 
-    def moved(self, value: Number, factor: float) -> Number:
+    def moved(self, value: Number, factor: float, is_whole: bool) -> Number:
         """The value times the factor, within the bounds; whole numbers move by at least 1, so that none gets stuck."""
-        if isinstance(value, int):
+        if is_whole:
             step = max(value + 1, floor(value * factor)) if factor > 1 else min(value - 1, floor(value * factor))
             return min(max(step, -floor(-self.low)), floor(self.high))
-        return min(max(value * factor, self.low), self.high)
+        return float(min(max(value * factor, self.low), self.high))
 
     def drawn(self, is_whole: bool, generator: torch.Generator) -> Number:
         """A value between the bounds, of evenly distributed logarithm."""
@@ -130,6 +130,11 @@ def number_at(algorithm: Algorithm, path: str) -> Number:
     value = dict(numbers_of(algorithm))[path].value
     assert value is not None
     return value
+
+
+def moved(algorithm: Algorithm, path: str, bounds: Range, factor: float) -> Number:
+    """The number at a path of a config times the factor, within the bounds; whole where its field takes no other."""
+    return bounds.moved(number_at(algorithm, path), factor, dict(numbers_of(algorithm))[path].is_whole)
 
 
 def with_numbers(algorithm: Config, numbers: Mapping[str, Number]) -> Config:

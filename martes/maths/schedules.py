@@ -15,7 +15,7 @@ class Constant:
 
     def __call__(self, step: int | float) -> float:
         """The value at `step`."""
-        return self.value
+        return float(self.value)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Linear:
     def __call__(self, step: int | float) -> float:
         """The value at `step`."""
         done = min(max(step / self.steps, 0.0), 1.0)
-        return self.end if done == 1 else self.start + (self.end - self.start) * done
+        return float(self.end if done == 1 else self.start + (self.end - self.start) * done)
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Exponential:
     def __call__(self, step: int | float) -> float:
         """The value at `step`."""
         done = min(max(step / self.steps, 0.0), 1.0)
-        return self.end if done == 1 else self.start * (self.end / self.start) ** done
+        return float(self.end if done == 1 else self.start * (self.end / self.start) ** done)
 
 
 Schedule = Constant | Linear | Exponential

@@ -129,6 +129,10 @@ class Shared(TemporalModule):
         """The module's noise, each agent's its own."""
         return self._apart(self.module.noise(envs * self.agents, generator), 0)
 
+    def value_noise(self, envs: int, generator: torch.Generator) -> Outputs:
+        """What the module's values consume, each agent's its own."""
+        return self._apart(self.module.value_noise(envs * self.agents, generator), 0)
+
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
         """Outputs of one step."""
         outputs, after = self.module(self._together(inputs, 0), self._flat(memory))

@@ -24,8 +24,8 @@ class ReturnConditioned(TemporalModule):
     """pi(action | last action, return to go, what is seen, and all three of the steps before), for all agents at once.
 
     As three tokens a step, in this order, or all in one; a body with memory reads the tokens as if each were a step.
-    The return to go is `return_to_go` where that is given, else `asked` less what the agent has `earned` so far in the
-    episode. It draws with noise, is greedy without, and scores a choice that is given, as every policy.
+    The return to go is `return_to_go` where that is given, else `asked` less what was `earned` so far in the episode,
+    as `pool` has it. It draws with noise, is greedy without, and scores a choice that is given, as every policy.
     Source: Chen et al. 2021, section 3 (three tokens; the last action comes before, so that nothing is known too soon).
     """
 
@@ -33,6 +33,8 @@ class ReturnConditioned(TemporalModule):
     """The return of a whole episode that it aims at, of each agent; only a learner, or who evaluates, moves it."""
     scale: Tensor
     """What returns are divided by; only a learner moves it."""
+    pool: Tensor
+    """[agent agent] The share of what one earned (row) in the return of another (column); only a learner sets it."""
 
     def __init__(
         self, team: TeamSpec, network: Network, sharing: Sharing, tokens: Literal[1, 3], generator: torch.Generator
@@ -51,6 +53,7 @@ class ReturnConditioned(TemporalModule):
         self.writes = self.choices.writes
         self.register_buffer("asked", torch.zeros(team.size))
         self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("pool", torch.eye(team.size), persistent=False)
 
     def fields(self) -> dict[str, Field]:
         """What acting adds to a team's schema."""
@@ -111,7 +114,7 @@ class ReturnConditioned(TemporalModule):
 
     def _told(self, inputs: Inputs, done: Tensor) -> list[dict[str, Tensor]]:
         """The tokens of a step, as the body reads them: what a token does not tell is zeros there."""
-        to_go = inputs["return_to_go"] if "return_to_go" in inputs else self.asked - inputs[EARNED]
+        to_go = inputs["return_to_go"] if "return_to_go" in inputs else self.asked - inputs[EARNED] @ self.pool
         whole = {DONE: done, WANTED: (to_go / self.scale).unsqueeze(-1), **{name: inputs[name] for name in self.seen}}
         shares = (tuple(whole),) if self.tokens == 1 else ((DONE,), (WANTED,), self.seen)
         alive = inputs["agent_mask"]

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from time import monotonic
 from typing import Literal, NamedTuple
@@ -21,7 +20,7 @@ from martes.envs.workforce import WATCH, Workforce
 from martes.errors import EnvError
 from martes.networks import TemporalModule
 from martes.training.evaluate import Scores, evaluate
-from martes.training.weights import SharedWeights, lock_file
+from martes.training.weights import SharedWeights
 
 
 class Evaluated(NamedTuple):
@@ -93,6 +92,7 @@ class Evaluator:
         try:
             force, weights = self._opened()
             weights.publish(self.policy.part_for("action"))
+            weights.lend()
             force.order(dict.fromkeys(force.workers, seed.to_bytes(8, "little")), "evaluating")
         except EnvError as error:
             self._failed(error)
@@ -142,13 +142,12 @@ class Evaluator:
         force = Workforce(calling, [range(1)], "making its environments", self._hosting.timeout, method)
         with force:
             force.answers()
-            handles: list[int] = [lock_file()]
-            force.closing.callback(os.close, handles[0])
+            handles: list[int] = []
             try:
-                self._weights = SharedWeights(self._exam.policy, worker.shared(handles), handles[0])
+                self._weights = SharedWeights(self._exam.policy, worker.shared(handles))
                 force.share(None, handles)
             finally:
-                for handle in handles[1:]:
+                for handle in handles:
                     os.close(handle)
         self._force = force
         return force, self._weights
@@ -161,8 +160,7 @@ def examining(pipe: Connection, copies: range, closing: ExitStack, told: bytes |
     closing.callback(env.close)
     pipe.send_bytes(DONE)
     pipe.recv()
-    lock = reduction.recv_handle(pipe)
-    weights = SharedWeights(test.policy, worker.received(pipe), lock)
+    weights = SharedWeights(test.policy, worker.received(pipe))
     pipe.send_bytes(DONE)
     last = monotonic()
 

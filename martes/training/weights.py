@@ -1,10 +1,8 @@
-"""Weights that several processes see: published whole, read whole, each version with its number."""
+"""Weights that several processes see: published whole, lent between two tasks, each version with its number."""
 
-import fcntl
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from math import prod
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,63 +13,84 @@ ALIGNED = 64
 Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
 
-class SharedWeights:
-    """A copy of a module's parameters and buffers in memory that processes share; the module's own are not moved.
+class _Block(NamedTuple):
+    """Room for one version."""
 
-    `publish` writes what the module holds now, `load` brings a module to the newest version. A lock on the open file
-    `handle` (the processes of one lock each have it open) keeps a reader from seeing half of a version; where a process
-    dies, its lock is gone. Beside tensors there travel the plain floats of every submodule (a rate of exploration), and
-    whether the module trains (dropout). What else it keeps in attributes does not: let it be a buffer.
+    parts: list[Tensor]
+    """Its parameters and buffers."""
+    numbers: np.ndarray
+    """Its plain numbers."""
+
+
+class SharedWeights:
+    """Two versions of a module's parameters and buffers in memory that processes share; the module's own are not moved.
+
+    `publish` writes what the module holds now as the newest version, beside the one that is lent; `lend` makes it the
+    one that every `load` brings a module to. Who lends sees to it that nobody is loading, or is still to load what was
+    lent before: so no version is seen in part, and all have the same. Beside tensors there travel the plain floats and
+    booleans of every submodule (a rate of exploration), and whether the module trains (dropout). What else it keeps in
+    attributes does not: let it be a buffer.
     """
 
-    def __init__(self, module: nn.Module, allocate: Allocate, handle: int) -> None:
-        self._handle = handle
-        self._head = allocate((2,), np.dtype(np.int64))
-        """Version, and is it in training?"""
-        places: list[int] = [0]
-        for tensor in _tensors(module):
-            places.append(places[-1] + -(-tensor.numel() * tensor.element_size() // ALIGNED) * ALIGNED)
-        block = torch.from_numpy(allocate((places[-1],), np.dtype(np.uint8)))
-        self._parts = [
-            block[place : place + prod(tensor.shape) * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
-            for place, tensor in zip(places, _tensors(module), strict=False)
-        ]
-        self._numbers = allocate((len(_numbers(module)),), np.dtype(np.float64))
+    def __init__(self, module: nn.Module, allocate: Allocate) -> None:
+        self.version = 0
+        """How often something was published here."""
+        self._lent = allocate((3,), np.dtype(np.int64))
+        """The version that is lent, its block, and does it train?"""
+        self._names = _numbers(module)
+        self._blocks = [_block(module, len(self._names), allocate) for _ in range(2)]
+        self._is_training, self._is_mode_set = module.training, False
         self._loaded = -1
-
-    @property
-    def version(self) -> int:
-        """How often something was published."""
-        return int(self._head[0])
 
     @torch.no_grad()
     def publish(self, module: nn.Module) -> int:
-        """The number of the version that the module's weights are from now on."""
-        with _locked(self._handle, fcntl.LOCK_EX):
-            for part, tensor in zip(self._parts, _tensors(module), strict=True):
-                part.copy_(tensor)
-            self._numbers[:] = [getattr(each, name) for each, name in _numbers(module)]
-            self._head[1] = module.training
-            self._head[0] += 1
+        """The number of the version that the module's weights are from the next `lend` on."""
+        parts, numbers = self._blocks[1 - int(self._lent[1])]
+        for part, tensor in zip(parts, _tensors(module), strict=True):
+            part.copy_(tensor)
+        numbers[:] = [getattr(module.get_submodule(path), name) for path, name in self._names]
+        if not self._is_mode_set:
+            self._is_training = module.training
+        self.version += 1
         return self.version
 
     def set_mode(self, is_training: bool) -> None:
-        """Tells every process to train, or to evaluate, from its next `load` on."""
-        self._head[1] = is_training
+        """Tells all to train, or to evaluate, from the next `lend` on, whatever the modules do that are published."""
+        self._is_training, self._is_mode_set = is_training, True
+
+    def lend(self) -> None:
+        """Makes the newest version, and the mode, what `load` gives to all."""
+        if self._lent[0] < self.version:
+            self._lent[:2] = self.version, 1 - self._lent[1]
+        self._lent[2] = self._is_training
 
     @torch.no_grad()
     def load(self, module: nn.Module) -> int:
-        """Brings the module to the newest version; its number."""
-        if self._loaded != self.version:
-            with _locked(self._handle, fcntl.LOCK_SH):
-                for part, tensor in zip(self._parts, _tensors(module), strict=True):
-                    tensor.copy_(part)
-                for (each, name), number in zip(_numbers(module), self._numbers.tolist(), strict=True):
-                    setattr(each, name, number)
-                self._loaded = self.version
-        if module.training != bool(self._head[1]):
-            module.train(bool(self._head[1]))
-        return self._loaded
+        """Brings the module to the version that is lent; its number."""
+        version, block, is_training = self._lent.tolist()
+        if self._loaded != version:
+            parts, numbers = self._blocks[block]
+            for part, tensor in zip(parts, _tensors(module), strict=True):
+                tensor.copy_(part)
+            for (path, name), number in zip(self._names, numbers.tolist(), strict=True):
+                owner = module.get_submodule(path)
+                setattr(owner, name, bool(number) if isinstance(getattr(owner, name), bool) else number)
+            self._loaded = version
+        if module.training != bool(is_training):
+            module.train(bool(is_training))
+        return version
+
+
+def _block(module: nn.Module, numbers: int, allocate: Allocate) -> _Block:
+    places: list[int] = [0]
+    for tensor in _tensors(module):
+        places.append(places[-1] + -(-tensor.numel() * tensor.element_size() // ALIGNED) * ALIGNED)
+    room = torch.from_numpy(allocate((places[-1],), np.dtype(np.uint8)))
+    parts = [
+        room[place : place + prod(tensor.shape) * tensor.element_size()].view(tensor.dtype).view(tensor.shape)
+        for place, tensor in zip(places, _tensors(module), strict=False)
+    ]
+    return _Block(parts, allocate((numbers,), np.dtype(np.float64)))
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
@@ -79,27 +98,11 @@ def _tensors(module: nn.Module) -> Iterator[Tensor]:
     yield from module.buffers()
 
 
-def _numbers(module: nn.Module) -> list[tuple[nn.Module, str]]:
-    """The plain floats of every submodule: whose, and under which name."""
-    return [(each, name) for each in module.modules() for name, value in vars(each).items() if type(value) is float]
-
-
-@contextmanager
-def _locked(handle: int, kind: int) -> Iterator[None]:
-    fcntl.lockf(handle, kind)
-    try:
-        yield
-    finally:
-        fcntl.lockf(handle, fcntl.LOCK_UN)
-
-
-def lock_file() -> int:
-    """An open file to lock, without a name: its descriptor is to be closed, and sent to who takes part."""
-    return os.memfd_create("martes-lock") if hasattr(os, "memfd_create") else _temporary()
-
-
-def _temporary() -> int:
-    from tempfile import TemporaryFile
-
-    with TemporaryFile() as file:
-        return os.dup(file.fileno())
+def _numbers(module: nn.Module) -> list[tuple[str, str]]:
+    """The plain floats and booleans of every submodule: the path to it, and their names. Torch's own stay at home."""
+    return [
+        (path, name)
+        for path, each in module.named_modules()
+        for name, value in vars(each).items()
+        if type(value) is float or (type(value) is bool and name != "training" and not name.startswith("_"))
+    ]

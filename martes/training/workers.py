@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import reduction
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from martes.errors import ConfigError, EnvError
 from martes.networks import TemporalModule
 from martes.training.collect import Actor, Collector
 from martes.training.seeding import generator_of, seed_of
-from martes.training.weights import Allocate, SharedWeights, lock_file
+from martes.training.weights import Allocate, SharedWeights
 
 MakeLane = Callable[[], VectorEnv]
 """Makes the environments of one lane; sent to processes by value where a user's script defines it."""
@@ -94,10 +93,10 @@ class Workers:
     """`lanes` of environments, each with the policy beside it, in worker processes: they act while you learn.
 
     `begin` tells all to act and goes on at once; `collected` is the window when it is done. It is lent until the second
-    `begin` after it. `push` publishes the policy's weights: each window is acted by one version, which its field
-    `version` tells. A lane has random streams of its own, so the record depends on `lanes` and `seed`, and not on how
-    many processes there are (0: this one). What goes wrong in a worker is raised here with its traceback, and ends all.
-    Leaving the context ends them, too.
+    `begin` after it. `push` publishes the policy's weights: each window is acted, by all, by the version that was the
+    newest when it was begun; its field `version` tells which. A lane has random streams of its own, so the record
+    depends on `lanes` and `seed`, and not on how many processes there are (0: this one). What goes wrong in a worker is
+    raised here with its traceback, and ends all. Leaving the context ends them, too.
     """
 
     def __init__(self, make: MakeLane, role: Role, *, lanes: int, seed: int = 0, hosting: Hosting | None = None):
@@ -150,6 +149,7 @@ class Workers:
         if self._is_acting:
             raise EnvError("these workers are acting: take what they have collected() before they begin() again")
         self._current = (self._current + 1) % BUFFERS
+        self._crew.weights.lend()  # nobody acts now, so nobody is still to load what was lent before
         self._crew.begin(self._current)
         self._is_acting = True
 
@@ -217,8 +217,7 @@ class _Here:
         self._policy = own.policy
         self._lanes = [Lane(make, own, seed, index) for index in range(lanes)]
         self.team = self._lanes[0].env.team
-        self._lock = lock_file()
-        self.weights = SharedWeights(role.policy, np.zeros, self._lock)
+        self.weights = SharedWeights(role.policy, np.zeros)
         self.weights.publish(role.policy)
         schema = Schema.from_team(self.team).extended(**role.fields)
         self._each = self._lanes[0].env.num_envs
@@ -239,8 +238,6 @@ class _Here:
         return self._parts
 
     def close(self) -> None:
-        if self._lanes:
-            os.close(self._lock)
         for lane in self._lanes:
             lane.env.close()
         self._lanes = []
@@ -258,17 +255,16 @@ class _Processes:
         with force:
             answers = [pickle.loads(answer[1:]) for answer in force.answers().values()]
             self.team, envs = answers[0]
-            handles: list[int] = [lock_file()]
-            force.closing.callback(os.close, handles[0])
+            handles: list[int] = []
             try:
-                self.weights = SharedWeights(role.policy, worker.shared(handles), handles[0])
+                self.weights = SharedWeights(role.policy, worker.shared(handles))
                 self.weights.publish(role.policy)
                 schema = Schema.from_team(self.team).extended(**role.fields)
                 lanes = slices[-1].stop
                 self.windows = _windows(schema, role.experience.steps, lanes * envs, worker.shared(handles))
                 force.share(None, handles)
             finally:
-                for handle in handles[1:]:
+                for handle in handles:
                     os.close(handle)
         self._force = force
 
@@ -294,7 +290,7 @@ class _Processes:
 def acting(
     pipe: Connection, copies: range, closing: ExitStack, told: bytes | tuple[MakeLane, Role, int, int]
 ) -> Answer:
-    """The calling of who acts in some lanes, with the newest weights, into its columns of the parent's windows."""
+    """The calling of who acts in some lanes, with the lent weights, into its columns of the parent's windows."""
     make, role, seed, total = pickle.loads(told) if isinstance(told, bytes) else told
     lanes: list[Lane] = []
     for index in copies:
@@ -304,9 +300,8 @@ def acting(
     envs = lanes[0].env.num_envs
     pipe.send_bytes(DONE + pickle.dumps((lanes[0].env.team, envs)))
     pipe.recv()
-    lock = reduction.recv_handle(pipe)
     allocate = worker.received(pipe)
-    weights = SharedWeights(role.policy, allocate, lock)
+    weights = SharedWeights(role.policy, allocate)
     schema = Schema.from_team(lanes[0].env.team).extended(**role.fields)
     windows = _windows(schema, role.experience.steps, total * envs, allocate)
     columns = [[window.columns(index * envs, (index + 1) * envs) for index in copies] for window in windows]

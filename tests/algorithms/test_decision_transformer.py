@@ -89,6 +89,20 @@ def test_one_reward_for_the_team() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("kind", ["own", "sum", "mean"])
+def test_who_acts_is_told_the_return_that_it_learned_from(kind: Literal["own", "sum", "mean"]) -> None:
+    learner, batch = taught("dying", replace(SMALL, reward=kind))
+    policy, to_go = learner.policy, learner.returns(batch)
+    memory, step = policy.initial_memory(batch.envs), 2
+    paid = batch["reward"][:step].sum(0)
+    policy.head.weight.data.mul_(50)
+    policy.asked = to_go[0]  # what is asked of each agent of each episode is what it came to
+    seen = {name: batch[name][step] for name in policy.reads if name != "earned"}
+    told = policy.step(seen | {"return_to_go": to_go[step]}, memory)[0]["log_prob"]
+    assert torch.allclose(policy.step(seen | {"earned": paid}, memory)[0]["log_prob"], told, atol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(ConfigError, match="tokens is 2: it must be 1 or 3"):
         DecisionTransformer(tokens=2)

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from martes.algorithms.imitation import BehaviourCloning, CloningLearner
 from martes.data import Workspace
 from martes.data.experience import Episodes, Transitions
+from martes.errors import DataError
 from martes.networks import Network
 from tests.algorithms.imitators import played
 from tests.worlds import WORLDS
@@ -89,6 +90,19 @@ def test_what_the_environment_did_in_an_agents_place_teaches_nothing() -> None:
     assert bool((forced & batch.mask).any())
     batch["action"][forced] = 1 - batch["action"][forced].clamp(max=1)
     assert torch.equal(learner.loss(batch)[0], before)
+
+
+@pytest.mark.parametrize("world", ["masked", "multi-discrete-masked", "unequal"])
+def test_what_a_policy_cannot_do_is_refused(world: str) -> None:
+    learner = taught(world)
+    batch = whole(learner, Transitions(8))
+    learner.update(batch)
+    if world == "unequal":  # agent 0 has three choices of five
+        batch["action_mask"][0, 3, 0], batch["action"][0, 3, 0] = True, 4
+    else:
+        batch["action_mask"][0, 3, 0, ..., 1], batch["action"][0, 3, 0] = False, 1
+    with pytest.raises(DataError, match="not legal: agent 0"):
+        learner.update(batch)
 
 
 @pytest.mark.parametrize("config", [SMALL, replace(GRU, sequence=None), replace(GRU, sequence=3, burn_in=2)])

@@ -274,7 +274,7 @@ def test_likelier_draws_move_with_the_error_and_rewards_are_divided_by_their_dev
     learner, batch = begun(World("continuous"), config)
     reward = batch["reward"].flatten(0, 1)
     deviation = reward.std(0, correction=0)
-    learner.reward_norm.observe(reward[None], torch.ones(1, len(reward), dtype=torch.bool))
+    learner.reward_norm.observe(reward.T.unsqueeze(-1), torch.ones(3, len(reward), dtype=torch.bool))
     constant(learner, 0.0)
     assert torch.allclose(learner.targets(batch), batch["reward"] / deviation, rtol=1e-4)
     learner, batch = begun(World("continuous"), replace(config, normalise_reward=False))
@@ -282,3 +282,13 @@ def test_likelier_draws_move_with_the_error_and_rewards_are_divided_by_their_dev
     learner.update(batch)
     found = learner.experience._priorities.tree.weights[batch["place"]].float()  # pyright: ignore
     assert torch.allclose(found, errors + 1e-6, rtol=1e-3)
+
+
+def test_the_deviation_of_rewards_is_that_of_who_is_there() -> None:
+    learner, batch = begun(World(has_deaths=True), replace(QUICK, normalise_reward=True, batch=60))
+    learner.update(batch)
+    scale = learner.reward_norm.moments.scale().squeeze(-1).float()
+    for agent in range(3):
+        paid = batch["reward"][..., agent][batch.mask[..., agent]]
+        assert len(paid) < 60
+        assert torch.allclose(scale[agent], paid.std(correction=0), rtol=1e-4)

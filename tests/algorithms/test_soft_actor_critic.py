@@ -56,8 +56,8 @@ def test_the_target_of_real_numbers_is_that_of_the_drawn_action_less_its_log_den
 def test_the_target_of_choices_is_the_mean_over_all_of_the_agents_own(world: str) -> None:
     learner, batch = begun(WORLDS[world])
     drawn = learner.drawn(batch)
-    assert drawn.log_probs is not None
-    pi, agents = drawn.log_probs[1].exp(), drawn.codes.shape[2]
+    assert drawn.probs is not None
+    pi, agents = drawn.probs[1], drawn.codes.shape[2]
     alive = batch["agent_mask"][1]
     soft = torch.zeros(batch.envs, agents)
     for agent in range(agents):
@@ -65,10 +65,30 @@ def test_the_target_of_choices_is_the_mean_over_all_of_the_agents_own(world: str
             codes = drawn.codes[1].clone()
             codes[:, agent] = torch.eye(pi.shape[-1])[choice]
             q = value_of(learner, batch, 1, codes)[:, agent]
-            cost = 0.5 * drawn.log_probs[1, :, agent, choice] * alive[:, agent]
+            cost = 0.5 * pi[:, agent, choice].log() * alive[:, agent]
             soft[:, agent] += torch.where(pi[:, agent, choice] > 0, pi[:, agent, choice] * (q - cost), 0)
     by_hand = batch["reward"][0] + 0.9 * batch["discount"][0] * soft
     assert torch.allclose(learner.targets(batch, drawn)[0], by_hand, atol=1e-4)
+
+
+@pytest.mark.parametrize("world", ["forced", "forced-continuous"])
+def test_where_the_next_action_is_forced_the_target_is_its_value_alone(world: str) -> None:
+    learner, batch = begun(WORLDS[world], replace(SMALL, batch=20))
+    drawn, forced = learner.drawn(batch), batch["forced"][1]
+    codes = torch.where(forced.unsqueeze(-1), learner.codes.of_actions(batch["forced_action"])[1], drawn.codes[1])
+    by_hand = batch["reward"][0] + 0.9 * batch["discount"][0] * value_of(learner, batch, 1, codes)
+    assert bool(forced.any())
+    assert torch.allclose(learner.targets(batch, drawn)[0][forced], by_hand[forced], atol=1e-5)
+
+
+@pytest.mark.parametrize("world", ["masked", "unequal"])
+def test_a_high_temperature_is_no_harm_where_choices_are_illegal(world: str) -> None:
+    learner, batch = begun(WORLDS[world], replace(SMALL, temperature=1e4))
+    drawn = learner.drawn(batch)
+    assert drawn.probs is not None and bool((drawn.probs == 0).any())
+    learner.policy_loss(batch, drawn)[0].backward()
+    assert all(bool(each.grad.isfinite().all()) for each in learner.policy.parameters())  # pyright: ignore
+    assert bool(learner.targets(batch, drawn).isfinite().all())
 
 
 def test_a_time_limit_is_no_end() -> None:
@@ -102,17 +122,17 @@ def test_the_policys_loss_is_the_papers(world: str) -> None:
     total, count = torch.zeros(()), 0
     for agent in range(drawn.codes.shape[2]):
         is_own = batch.decided[0, :, agent]
-        if drawn.log_probs is None:
+        if drawn.probs is None:
             codes = taken.clone()
             codes[:, :, agent] = drawn.codes[:1, :, agent]
             terms = 0.5 * drawn.log_prob[0, :, agent] - learner.critics(inputs, codes).amin(0)[0, :, agent]
         else:
             terms = torch.zeros(batch.envs)
-            for choice, log_prob in enumerate(drawn.log_probs[0, :, agent].unbind(-1)):
+            for choice, prob in enumerate(drawn.probs[0, :, agent].unbind(-1)):
                 codes = taken.clone()
-                codes[:, :, agent] = torch.eye(drawn.log_probs.shape[-1])[choice]
+                codes[:, :, agent] = torch.eye(drawn.probs.shape[-1])[choice]
                 q = learner.critics(inputs, codes).amin(0)[0, :, agent]
-                terms = terms + torch.where(log_prob > -1e9, log_prob.exp() * (0.5 * log_prob.clamp(min=-1e9) - q), 0)
+                terms = terms + torch.where(prob > 0, prob * (0.5 * prob.clamp(min=1e-30).log() - q), 0)
         total, count = total + terms[is_own].sum(), count + int(is_own.sum())
     assert torch.allclose(learner.policy_loss(batch, drawn)[0], total / count, atol=1e-4)
 
@@ -140,6 +160,14 @@ def test_a_fixed_temperature_stays() -> None:
     learner, batch = begun(WORLDS["masked"], replace(SMALL, tuned=False))
     learner.update(batch)
     assert torch.allclose(learner.temperature, torch.tensor(0.5))
+
+
+def test_what_is_fixed_goes_by_the_config_and_not_by_the_state() -> None:
+    for tuned in (False, True):
+        learner, _ = collecting(WORLDS["masked"], replace(SMALL, tuned=tuned))
+        twin, _ = collecting(WORLDS["masked"], replace(SMALL, tuned=tuned, temperature=2.0))
+        twin.load_state_dict(learner.state_dict())
+        assert torch.allclose(twin.temperature, torch.tensor(0.5 if tuned else 2.0))
 
 
 def test_several_choices_at_once_are_refused() -> None:

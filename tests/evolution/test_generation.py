@@ -1,7 +1,7 @@
 """A member's life in a generation: a function of itself, that repeats bit for bit, and is the same steps for all."""
 
 from dataclasses import replace
-from math import inf
+from math import inf, nan
 
 import pytest
 import torch
@@ -114,6 +114,26 @@ def test_a_member_that_diverges_is_put_last_and_stays_as_it_was(monkeypatch):
     again = outcome(told.member, work(plan, 2, 144), Site())
     assert again.member.fitness[-1] == -inf
     assert again.member.steps == member.steps
+
+
+def test_a_fitness_that_is_no_number_counts_as_having_diverged():
+    plan = a_plan()
+    member = members(plan, 1)[0]
+    told = outcome(member, work(plan, fitness=lambda scores, team: nan), Site())
+    assert told.member.fitness == (-inf,)
+    assert told.member.learner is member.learner
+    assert told.note == "its fitness is nan"
+
+
+def test_every_training_episode_is_told_once():
+    plan, site = a_plan(), Site()
+    member, told = members(plan, 1)[0], 0
+    for nth in range(3):
+        done = outcome(member, work(plan, nth, 48 * (nth + 1)), site)
+        member, told = done.member, told + int(done.episodes["length"].sum())
+        assert told <= member.steps
+    site.close()
+    assert told > 96, "of 144 steps"
 
 
 def test_a_team_that_changes_between_generations_is_refused():

@@ -5,7 +5,7 @@ import json
 import os
 import signal
 from dataclasses import replace
-from math import inf
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import torch
 from martes.data import TeamSpec
 from martes.errors import CheckpointError, ConfigError, NonFiniteError
 from martes.evolution.fitness import team_return
-from martes.evolution.folder import PopulationFolder
+from martes.evolution.folder import PopulationFolder, Saved, save, save_run
 from martes.evolution.generation import Site, outcome
 from martes.evolution.lineage import read_lives
 from martes.evolution.loop import Result
@@ -87,6 +87,8 @@ def test_members_that_cannot_be_compared_are_refused():
     old = scored([1.0, 2.0, 3.0, 4.0])
     with pytest.raises(ConfigError, match="member 2 has no fitness yet"):
         next_generation([*old[:2], replace(old[2], fitness=()), old[3]], breeding, 0, 1)
+    with pytest.raises(ConfigError, match="the fitness of member 1 is not a number"):
+        next_generation([old[0], replace(old[1], fitness=(nan,)), *old[2:]], breeding, 0, 1)
     with pytest.raises(ConfigError, match="members 0 and 3 are of different teams"):
         next_generation([*old[:3], replace(old[3], team=replace(TEAM, episode_limit=9))], breeding, 0, 1)
 
@@ -268,3 +270,40 @@ def test_where_everybody_diverges_the_run_ends(tmp_path, monkeypatch):
 def test_the_checkpoint_of_a_run_is_no_population(whole, tmp_path):
     with pytest.raises(CheckpointError, match="holds no population"):
         evolved(a_plan(), tmp_path, EVOLUTION, whole.folder.elite.newest_checkpoint())
+
+
+def test_a_ctrl_c_before_the_first_generation_ends_it_with_nobody_scored(tmp_path, monkeypatch):
+    def slow(*values: object) -> list[Member]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return first_generation(*values)
+
+    monkeypatch.setattr("martes.evolution.loop.first_generation", slow)
+    result = evolved(a_plan(), tmp_path, replace(EVOLUTION, population=2))
+    assert (result.is_finished, result.has_reached, result.history) == (False, False, ())
+    assert len(result.members) == 2
+
+
+def test_a_run_that_cannot_be_written_stays_what_it_was(whole, tmp_path, monkeypatch):
+    one, other = (replace(member, steps=48) for member in whole.members[:2])
+    folder = PopulationFolder(tmp_path).elite
+    save_run(folder, one, "of one", {})
+    before = folder.newest_checkpoint()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_run(folder, replace(other, steps=96), "of the other", {})
+    assert (folder.config.read_text(), folder.newest_checkpoint()) == ("of one", before)
+    monkeypatch.undo()
+    save_run(folder, replace(other, steps=96), "of the other", {})
+    assert folder.config.read_text() == "of the other"
+    assert {path.name for path in folder.path.iterdir()} == {"config.yaml", "checkpoints"}
+
+
+def test_a_population_is_saved_under_the_steps_of_who_came_farthest(whole, tmp_path):
+    stuck = replace(whole.members[0], steps=48)
+    folder = PopulationFolder(tmp_path)
+    save(folder, Saved(2, (stuck, *whole.members[1:]), {}), keep=2)
+    assert int(folder.run.newest_checkpoint().name) == 144

@@ -5,13 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
+from martes.algorithms.off_policy import Store
 from martes.algorithms.ppo import PPO
-from martes.data import TeamSpec
+from martes.algorithms.soft_actor_critic import SAC
+from martes.data import Continuous, TeamSpec
 from martes.errors import ConfigError
 from martes.evolution.generation import Site, outcome
 from martes.evolution.member import UNCHANGED, Member, child, newborn, revived
 from martes.evolution.mutations import Hyperparameter, Mutations, Parameters, Unchanged
 from martes.evolution.space import Range, number_at, space_of
+from martes.networks import Network
 from tests.evolution.populations import TEAM, a_plan, members, q_plan, states, work
 
 SPACE = {"algorithm.lr": Range(1e-4, 1e-2), "algorithm.epochs": Range(1, 4)}
@@ -176,3 +179,45 @@ def test_the_target_network_of_a_learner_stays_where_it_is():
     assert any(
         not torch.equal(a, b) for a, b in zip(learner.target.parameters(), learner.online.parameters(), strict=True)
     )
+
+
+def test_a_number_that_shapes_the_store_is_refused_and_never_moves():
+    algorithm = q_plan(store=Store(capacity=500)).algorithm
+    mutation = Hyperparameter({"algorithm.store.capacity": Range(100, 1000)})
+    with pytest.raises(ConfigError, match=r"algorithm\.store\.capacity cannot be searched: a value that shapes stores"):
+        mutation.refuse_unfit(algorithm, TEAM)
+    assert drawn(mutation, newborn(algorithm, TEAM, 0, torch.Generator())) is None
+
+
+def test_a_batch_never_grows_beyond_the_store():
+    algorithm = q_plan(store=Store(capacity=100), batch=90).algorithm
+    mutation = Hyperparameter({"algorithm.batch": Range(8, 512)})
+    mutation.refuse_unfit(algorithm, TEAM)
+    full = newborn(algorithm, TEAM, 0, torch.Generator())
+    assert {drawn(mutation, full, seed).change.after for seed in range(10)} == {72}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "path"),
+    [(SAC(network=Network(hidden=(4,))), "temperature"), (replace(q_plan().algorithm, warmup=50), "warmup")],
+)
+def test_a_number_that_only_says_how_learning_begins_is_refused(algorithm, path: str):
+    """What the member has learned, or counted, stands in its place."""
+    value = getattr(algorithm, path)
+    with pytest.raises(ConfigError, match=rf"evolution\.space\.algorithm\.{path} cannot be searched: it says only how"):
+        Hyperparameter({f"algorithm.{path}": Range(value / 2, value * 2)}).refuse_unfit(algorithm, TEAM)
+    Hyperparameter({"algorithm.ratio": Range(1e-3, 4.0)}).refuse_unfit(algorithm, TEAM)
+
+
+def test_noise_reaches_no_gain_and_no_deviation():
+    """Of vectors each slot has a row, so that they have two axes, as matrices have without slots."""
+    team = replace(TEAM, action={"a": Continuous((-1.0,), (1.0,))})
+    algorithm = PPO(network=Network(hidden=(4,), layer_norm=True, memory="gru", memory_size=4), sharing="agent")
+    member = newborn(algorithm, team, 0, torch.Generator())
+    named = {name: each.ndim for name, each in member.learner["policy"].items()}
+    assert any("log_std" in name and ndim > 1 for name, ndim in named.items())
+    for seed in range(8):
+        mutated, _ = drawn(Parameters(share=1.0), member, seed)
+        moved = {name for name, each in member.learner["policy"].items() if each is not mutated.learner["policy"][name]}
+        assert moved
+        assert all(name.endswith("weight") and named[name] == 3 for name in moved), "slot out in"

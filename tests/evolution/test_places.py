@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,23 @@ class DiesOnce:
 
 def of_no_use(scores: Scores, team: TeamSpec) -> float:
     raise ConfigError("no such count")
+
+
+class Door(Exception):
+    """An error that cannot be made again from its text."""
+
+    def __init__(self, code: int, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+
+
+def locked(scores: Scores, team: TeamSpec) -> float:
+    raise Door(3, "the door")
+
+
+def held(scores: Scores, team: TeamSpec) -> float:
+    error = RuntimeError("lost the key")
+    error.lock = threading.Lock()
+    raise error
 
 
 def refused(place: Place) -> None:
@@ -73,6 +91,16 @@ def test_a_member_that_kills_every_worker_is_given_up(tmp_path):
 
 def test_an_error_of_a_worker_is_raised_here(processes):
     refused(processes)
+
+
+def test_an_error_that_cannot_travel_tells_its_cause():
+    place = Processes(1)
+    try:
+        for fitness, told in ((locked, "Door: 3 at the door"), (held, "RuntimeError: lost the key")):
+            with pytest.raises(MartesError, match=rf"(?s){told}.*in the generation 0 of member 0"):
+                place.outcomes(work(a_plan(), fitness=fitness), members(a_plan(), 1))
+    finally:
+        place.close()
 
 
 def test_workers_end_with_their_place():

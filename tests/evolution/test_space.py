@@ -11,14 +11,14 @@ from martes.algorithms.coma import COMA
 from martes.algorithms.ppo import PPO
 from martes.algorithms.q_learning import QLearning
 from martes.errors import ConfigError
-from martes.evolution.space import Range, drawn, number_at, numbers_of, space_of, with_numbers
+from martes.evolution.space import Range, drawn, moved, number_at, numbers_of, space_of, with_numbers
 
 
 @given(st.integers(2, 300), st.integers(1, 300), st.integers(1, 300))
 def test_a_whole_number_between_its_bounds_never_sticks(value: int, below: int, above: int):
     bounds = Range(max(value - below, 1), value + above)
     for factor in (bounds.grow, bounds.shrink):
-        moved = bounds.moved(value, factor)
+        moved = bounds.moved(value, factor, is_whole=True)
         assert isinstance(moved, int)
         assert (moved - value) * (factor - 1) > 0, "it moves the way that it should"
         assert moved in bounds
@@ -27,8 +27,14 @@ def test_a_whole_number_between_its_bounds_never_sticks(value: int, below: int, 
 @given(st.floats(1e-5, 1e-2))
 def test_a_real_number_moves_by_its_factor_or_to_the_bound(value: float):
     bounds = Range(1e-5, 1e-2, 1.5, 0.75)
-    assert bounds.moved(value, 1.5) == min(value * 1.5, 1e-2)
-    assert bounds.moved(value, 0.75) == max(value * 0.75, 1e-5)
+    assert bounds.moved(value, 1.5, is_whole=False) == min(value * 1.5, 1e-2)
+    assert bounds.moved(value, 0.75, is_whole=False) == max(value * 0.75, 1e-5)
+
+
+def test_a_whole_value_of_a_real_field_moves_as_a_real_number():
+    for factor, to in ((1.2, 1.2), (0.8, 0.8)):
+        assert moved(QLearning(ratio=1), "algorithm.ratio", Range(1e-3, 4.0), factor) == to
+        assert moved(QLearning(batch=10), "algorithm.batch", Range(8, 64), factor) == 10 * to
 
 
 def test_every_number_of_a_config_is_found_at_any_depth():

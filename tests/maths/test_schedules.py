@@ -18,6 +18,11 @@ def test_by_hand() -> None:
     assert Exponential(1.0, 0.01, 4.0)(2) == pytest.approx(0.1)
 
 
+def test_a_value_is_a_float_whatever_its_ends_are() -> None:
+    for schedule in (Constant(1), Linear(2, 1, 4), Exponential(2, 1, 4)):
+        assert all(type(schedule(step)) is float for step in (0, 2, 4, 9))
+
+
 @example(1.0, 0.1, 3.0, Linear)  # here start + (end - start) is not end,
 @example(0.01, 0.007, 3.0, Exponential)  # and here start (end / start) is not
 @given(positive, positive, positive, st.sampled_from([Linear, Exponential]))

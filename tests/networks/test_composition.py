@@ -195,6 +195,23 @@ def test_a_policy_of_one_acts_for_a_team():
     assert not torch.equal(noise[:, 0], noise[:, 1])
 
 
+def test_shared_values_draw_for_each_agent():
+    class Gamble(TemporalModule):
+        reads, writes = ("obs",), ("value",)
+
+        def value_noise(self, envs, generator):
+            return {"luck": torch.randn(envs, generator=generator)}
+
+        def value(self, inputs, memory):
+            return inputs["obs"].sum(-1) + inputs["luck"]
+
+    shared = Shared(Gamble(), 3)
+    luck = shared.value_noise(2, generator())["luck"]
+    assert luck.unique().numel() == 6
+    seen = {"obs": torch.ones(2, 3, 4), "agent_mask": torch.ones(2, 3, dtype=torch.bool), "luck": luck}
+    assert torch.equal(shared.value(seen, ()), 4 + luck)
+
+
 def test_shared_agents_see_the_state_whole():
     class OfState(TemporalModule):
         reads, writes = ("state",), ("score",)

@@ -1,6 +1,7 @@
 """Acting in processes: one record however many there are, whole versions of weights, faults told, nothing left."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from martes.algorithms.maddpg import MADDPG
 from martes.algorithms.ppo import PPO
 from martes.data import VectorEnv, Workspace
 from martes.data.experience import Rollouts
@@ -18,6 +20,7 @@ from martes.envs.process import Hosting
 from martes.envs.single import serial_env
 from martes.errors import ConfigError, EnvError
 from martes.networks import Network, Policy, TemporalModule
+from martes.networks.deterministic import ActionNoise
 from martes.training.collect import Collector
 from martes.training.seeding import generator_of, seed_of
 from martes.training.workers import Asked, Role, Workers
@@ -190,6 +193,50 @@ def test_modes_reach_a_running_pool_at_once(unchecked):
             assert time.monotonic() - began < 1
             workers.collected()
             assert (workers.collected()["mean"] == expected).all()
+
+
+def test_a_late_worker_acts_by_the_version_and_mode_of_the_begin(unchecked):
+    late = Scale(3).eval()
+    with Workers(world_lane, Role.of_policy(late, 1), lanes=2, hosting=hosted(2)) as workers:
+        workers.collected()
+        sleeper = max(descendants(os.getpid()))
+        os.kill(sleeper, signal.SIGSTOP)
+        workers.begin()
+        for _ in range(2):
+            late.weight.data += 1
+            workers.push()
+        workers.train()
+        os.kill(sleeper, signal.SIGCONT)
+        window = workers.collected()
+        assert (window["version"] == 1).all() and (window["mean"] == 0).all() and (window["spread"] == 0).all()
+        window = workers.collected()
+        assert (window["version"] == 3).all() and (window["mean"] == 1).all()
+
+
+def test_a_mode_that_was_set_outlives_a_push(unchecked):
+    scale = Scale(3)
+    with Workers(world_lane, Role.of_policy(scale, 1), lanes=1, hosting=hosted(0)) as workers:
+        policy = workers._crew._policy  # pyright: ignore
+        workers.eval()
+        workers.collected()
+        assert scale.training and not policy.training
+        workers.push()
+        workers.collected()
+        assert not policy.training
+
+
+@pytest.mark.parametrize("end", [0, 0.25])
+def test_who_acts_at_random_at_first_stops_doing_so(end: float, unchecked):
+    config = MADDPG(network=Network(hidden=(4,)), noise=ActionNoise(start=0.5, end=end, steps=10), rollout=2)
+    learner = config.learner(World().team, torch.Generator().manual_seed(0))
+    with Workers(world_lane, Role.of(learner), lanes=1, hosting=hosted(0)) as workers:
+        policy = workers._crew._policy  # pyright: ignore
+        workers.collected()
+        assert policy.is_random and policy.rate == 0.5
+        learner._explore(10)
+        workers.push()
+        workers.collected()
+        assert policy.is_random is False and policy.rate == end
 
 
 def test_a_push_brings_parameters_buffers_and_rates(unchecked):

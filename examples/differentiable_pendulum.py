@@ -15,15 +15,10 @@ from martes.networks.tape import taped
 from martes.training.evaluate import evaluate
 
 
-def main(updates=200, copies=32, window=40):
-    """Learns for so many updates, each from one window of every copy."""
-    torch.set_num_threads(1)  # small tensors: a second thread would only wait
-    generator = torch.Generator().manual_seed(0)
-    env = BatchedEnv(Pendulum(steps=200), copies)
-    policy = Policy(env.team, Network(hidden=(64, 64), activation="tanh"), "shared", generator)
-    schema = Schema.from_team(env.team).extended(**policy.fields())
+def climb(policy, env, schema, updates, window, seed):
+    """Moves the policy up the gradient of what the environment pays, so many times, each through one window."""
     optimiser = torch.optim.Adam(policy.parameters(), lr=1e-2)
-    now, test = env.reset(0), BatchedEnv(Pendulum(), 20)
+    now = env.reset(seed)
     for update in range(updates):
         tape = taped(Chain(env, policy), schema, now, window)  # no generator: no noise
         loss = -tape.window["reward"].mean()
@@ -34,7 +29,16 @@ def main(updates=200, copies=32, window=40):
         now = tape.last
         if (update + 1) % 50 == 0:
             print(f"update {update + 1}: a step pays {-float(loss.detach()):.2f}", flush=True)
-    scores = evaluate(policy, test, episodes=20, seed=1)
+
+
+def main(updates=200, copies=32, window=40):
+    """Learns for so many updates, each from one window of every copy."""
+    torch.set_num_threads(1)  # small tensors: a second thread would only wait
+    env = BatchedEnv(Pendulum(steps=200), copies)
+    generator = torch.Generator().manual_seed(0)
+    policy = Policy(env.team, Network(hidden=(64, 64), activation="tanh"), "shared", generator)
+    climb(policy, env, Schema.from_team(env.team).extended(**policy.fields()), updates, window, seed=0)
+    scores = evaluate(policy, BatchedEnv(Pendulum(), 20), episodes=20, seed=1)
     print(f"an episode of 200 steps pays {float(scores.returns.mean()):.0f}")
 
 

@@ -7,13 +7,13 @@ what the model imagines; last, test episodes in the true pendulum.
 import sys
 
 import torch
+from differentiable_pendulum import climb  # beside this script
 
 from martes.data import Schema, Workspace
 from martes.envs.batched.engine import BatchedEnv
 from martes.envs.batched.pendulum import Pendulum
 from martes.networks import Chain, Network, Policy, act
 from martes.networks.imagination import Dynamics, Imagined
-from martes.networks.tape import taped
 from martes.training.evaluate import evaluate
 
 
@@ -53,18 +53,7 @@ def main(passes=150, updates=200, copies=32):
 
     starts = {"obs": workspace["obs"][:-1].flatten(0, 1)}  # imagine on from anything that was seen
     imagined = Imagined(model, env.team, starts, copies, limit=40)
-    optimiser = torch.optim.Adam(policy.parameters(), lr=1e-2)
-    now = imagined.reset(1)
-    for update in range(updates):
-        tape = taped(Chain(imagined, policy), workspace.schema, now, 40)
-        loss = -tape.window["reward"].mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimiser.step()
-        now = tape.last
-        if (update + 1) % 50 == 0:
-            print(f"update {update + 1}: an imagined step pays {-float(loss.detach()):.2f}", flush=True)
+    climb(policy, imagined, workspace.schema, updates, window=40, seed=1)
     scores = evaluate(policy, test, episodes=20, seed=1)
     print(f"a true episode of 200 steps pays {float(scores.returns.mean()):.0f}")
 

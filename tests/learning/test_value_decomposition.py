@@ -13,7 +13,7 @@ from martes.networks.mixers import Joint, Mixing
 from martes.networks.q_values import Exploration
 from martes.training.collect import Collector
 from martes.training.evaluate import evaluate
-from martes.training.seeding import generator_of, seed_of
+from tests.learning.trained import trained_from_replay
 
 EVERYTHING = Exploration(start=1.0, end=1.0)  # every joint action is tried: what is learned is what can be represented
 QUICK = QLearning(
@@ -36,17 +36,9 @@ KINDS = {
 
 def learned(name: str, config: QLearning, updates: int, seed: int, **options: object) -> tuple[QLearner, Collector]:
     """A learner after so many updates, and where its experience came from."""
-    env = make_env(name, 8, options=options)
-    learner = config.learner(env.team, generator_of(seed, "learning"))
-    collector = Collector(env, learner, generator_of(seed, "acting"))
-    collector.start(seed_of(seed, "environment"))
-    steps = 0
-    while learner.updates < updates:
-        window = collector.collect()
-        steps += window.time * window.envs
-        learner.experience.add(window, collector.final)
-        for batch in learner.experience.due(steps):
-            learner.update(batch)
+    collector = trained_from_replay(name, updates, config, seed, **options)
+    learner = collector.learner
+    assert isinstance(learner, QLearner)
     return learner, collector
 
 

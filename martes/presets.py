@@ -51,7 +51,7 @@ _STEADY: dict[str, object] = {
 }
 _VALUES: dict[str, object] = _SINGLE | {
     "env.copies": 16,
-    "algorithm.td_lambda": 0.6,
+    "algorithm.td_lambda": 0.8,
     "algorithm.exploration.steps": 100_000,
 }
 _TEAM: dict[str, object] = _VALUES | {"algorithm.reward": "mean"}

@@ -27,6 +27,7 @@ from martes.networks import (
     clipped_by_slot,
     replay,
 )
+from martes.networks.critics import critic_shape
 from martes.networks.growth import Parts
 
 
@@ -100,7 +101,8 @@ class PPO(Clipped):
     def learner(self, team: TeamSpec, generator: torch.Generator) -> "PPOLearner":
         """A fresh learner of this team; every random number it ever needs comes from `generator`."""
         actor = Policy(team, self.network, self.sharing, generator)
-        critic = Critic(team, self.critic_network or self.network, self.critic, self.sharing, generator)
+        shape = critic_shape(self.critic_network, self.network, self.critic)
+        critic = Critic(team, shape, self.critic, self.sharing, generator)
         return PPOLearner(self, ActorCritic(actor, critic), generator)
 
 
@@ -128,7 +130,8 @@ class PPOLearner:
         self.progress = 0.0
         self.by: Literal["row", "step"] = "row" if self.policy.initial_memory(1) != () else "step"
         if config.compile:
-            self.policy.step = compiled(self.policy.step, generator.device, is_small=True)
+            for name in self.policy.hot:
+                setattr(self.policy, name, compiled(getattr(self.policy, name), generator.device, is_small=True))
             self.objective = compiled(self.objective, generator.device)
 
     @property

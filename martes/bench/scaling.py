@@ -5,6 +5,7 @@ work runs in a process of its own. The page, its picture and what is stated of t
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -42,12 +43,18 @@ Work = Literal["acting", "learning"]
 WORKS: tuple[Work, ...] = ("acting", "learning")
 
 FF, REC, NAIVE, CACHED, MAPPO = "ff-Sable", "rec-Sable", "MAT, naive", "MAT, cached", "MAPPO"
+COMPILED = {system: f"{system}, compiled" for system in (FF, REC)}
+"""Sable with compile=true, measured from `MANY` agents on. MAT's turns cannot be: what they keep grows."""
+COMPILING = 60.0
+"""Seconds more for what is compiled first."""
 SYSTEMS: Mapping[str, Sable | MAT | PPO] = {
     FF: Sable(network=SableShape(memory=False)),
     REC: Sable(network=SableShape(memory=True)),
     NAIVE: MAT(network=MATShape(caches=False)),
     CACHED: MAT(network=MATShape(caches=True)),
     MAPPO: PPO(critic="central", network=Network(hidden=(64, 64), agent_id=True)),
+    COMPILED[FF]: Sable(network=SableShape(memory=False), compile=True),
+    COMPILED[REC]: Sable(network=SableShape(memory=True), compile=True),
 }
 
 
@@ -63,8 +70,8 @@ class Case:
     """Learn from one copy after the other, and compute blocks again in place of keeping them?"""
 
     def works(self) -> tuple[Work, ...]:
-        """What is measured. Whether it caches or not, MAT learns alike, so that is measured once."""
-        return WORKS[:1] if self.system == NAIVE else WORKS
+        """What is measured. Whether it caches or not, MAT learns alike, and compiled turns matter to acting alone."""
+        return WORKS[:1] if self.system in (NAIVE, *COMPILED.values()) else WORKS
 
     @property
     def note(self) -> str:
@@ -83,14 +90,23 @@ class Cell(NamedTuple):
 def cases(agents: Sequence[int]) -> list[Case]:
     """All cases, the size of the team growing first, then the length of the rollout; none twice."""
     grown = [Case(system, count) for count in agents for system in SYSTEMS]
-    alone = [Case(system, count, 1, copies=1) for count in agents if count >= MANY for system in (FF, REC, NAIVE)]
-    grown = [case for case in grown if case.system != NAIVE or case.agents < MANY] + alone
+    systems = (FF, REC, *COMPILED.values(), NAIVE)
+    alone = [Case(system, count, 1, copies=1) for count in agents if count >= MANY for system in systems]
+    grown = [case for case in grown if _is_measured(case.system, case.agents >= MANY)] + alone
     longer = [Case(system, TEAM, steps) for system in (REC, CACHED, MAPPO) for steps in LENGTHS]
     return list(dict.fromkeys([*grown, *longer, Case(REC, max(agents), LONG, saves=True)]))
 
 
+def _is_measured(system: str, is_large: bool) -> bool:
+    """Does this system play all copies in a team so large?"""
+    return not is_large if system == NAIVE else is_large or system not in COMPILED.values()
+
+
 def cells(agents: Sequence[int], bounds: Bounds, console: Console) -> list[Cell]:
-    """Every cell of the table, measured one after the other. Raises ConfigError for what cannot be measured."""
+    """Every cell of the table, measured one after the other; an interrupt ends it with those that there are.
+
+    Raises ConfigError for what cannot be measured.
+    """
     if not agents or min(agents) < 1:
         raise ConfigError(f"--agents is {tuple(agents)}: give at least one size of the team, each at least 1")
     if bounds.limit <= 0:
@@ -99,15 +115,25 @@ def cells(agents: Sequence[int], bounds: Bounds, console: Console) -> list[Cell]
         raise ConfigError(f"--device is {bounds.device}: torch finds no CUDA device here")
     wanted: list[tuple[Case, Work]] = [(case, work) for case in cases(agents) for work in case.works()]
     measured: list[Cell] = []
-    for index, (case, work) in enumerate(wanted, 1):
-        told = f"{index}/{len(wanted)} {case.system}, {case.agents} agents, {case.steps} steps, {case.copies} copies"
-        small = partial(ready, replace(case, agents=2, steps=2, copies=2), work, bounds.device)
-        with console.status(f"{told}: {work}"):
-            found = isolated(small, partial(ready, case, work, bounds.device), bounds)
-        rate = f"{median(found.values):,.1f} env-steps/s, {found.peak / 1e6:,.1f} MB" if found.values else found.note
-        console.print(f"{told}: {work} {rate}")  # the whole takes long: whoever waits sees how far it is
-        measured.append(Cell(case, work, found))
+    with suppress(KeyboardInterrupt):  # it takes long: what was measured is not thrown away
+        for index, (case, work) in enumerate(wanted, 1):
+            told = (
+                f"{index}/{len(wanted)} {case.system}, {case.agents} agents, {case.steps} steps, {case.copies} copies"
+            )
+            measured.append(_cell(case, work, bounds, told, console))
     return measured
+
+
+def _cell(case: Case, work: Work, bounds: Bounds, told: str, console: Console) -> Cell:
+    """One case at one kind of work, in a process of its own."""
+    small = partial(ready, replace(case, agents=2, steps=2, copies=2), work, bounds.device)
+    if case.system in COMPILED.values():
+        bounds = replace(bounds, limit=bounds.limit + COMPILING)
+    with console.status(f"{told}: {work}"):
+        found = isolated(small, partial(ready, case, work, bounds.device), bounds)
+    rate = f"{median(found.values):,.1f} env-steps/s, {found.peak / 1e6:,.1f} MB" if found.values else found.note
+    console.print(f"{told}: {work} {rate}")  # the whole takes long: whoever waits sees how far it is
+    return Cell(case, work, found)
 
 
 def ready(case: Case, work: Work, device: str) -> Side:

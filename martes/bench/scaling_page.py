@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from martes.bench.isolated import Bounds, Found
 from martes.bench.scaling import (
     CACHED,
+    COMPILED,
+    COMPILING,
     COPIES,
     FF,
     LONG,
@@ -26,6 +28,7 @@ from martes.bench.scaling import (
     Work,
 )  # fmt: skip
 from martes.envs.batched.drawing import INK, MIST, PALETTE
+from martes.networks.autoregressive import UNROLLED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +41,7 @@ SLOPE = 1.1
 """What still counts as linear: the slope of log memory over log size."""
 ROOM = 16e9
 """Bytes in which the largest team is to be trained."""
-_MARKS = "os^Dv"
+_MARKS = "os^DvP*"
 
 METHOD = f"""\
 The game is `crowd`: each agent names the sign that it is shown; a step costs next to nothing. All networks have width
@@ -55,6 +58,8 @@ which sees all of them joined). An env-step is one step of one copy, the whole t
 - **MAT, naive** decodes the whole team again for each agent, as the published code does; **cached** keeps keys and
   values. Both attend by fused kernels, and learn alike, which is measured once. From {MANY} agents on naive MAT plays
   one copy, step by step; so does Sable, in lines of its own, for a comparison of like with like.
+- **Compiled** is `algorithm.compile=true`: of a team above {UNROLLED} agents one turn is compiled, not the step. MAT's
+  turns are not: what it keeps grows with each of them. Measured from {MANY} agents on, with {COMPILING:g} s more.
 """
 
 
@@ -123,8 +128,8 @@ def statements(cells: Iterable[Cell]) -> list[Statement]:
         *(_is_linear(table, REC, work, "steps") for work in WORKS),
     ]
     against = [
-        *(_is_faster(table, system, Case(NAIVE, MANY, 1, copies=1), 5) for system in (FF, REC)),
-        *(_is_faster(table, system, Case(CACHED, MANY), 1) for system in (FF, REC)),
+        *(_is_faster(table, system, Case(NAIVE, MANY, 1, copies=1), 5) for system in (FF, REC, *COMPILED.values())),
+        *(_is_faster(table, system, Case(CACHED, MANY), 1) for system in (FF, REC, *COMPILED.values())),
     ]
     trained = [_fits(table, case) for case in (Case(REC, largest), Case(REC, largest, LONG, saves=True))]
     return [*linear, *against, *trained]

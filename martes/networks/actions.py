@@ -14,7 +14,7 @@ from martes.networks.policies import Distribution, executed
 from martes.networks.sharing import Slots
 from martes.networks.temporal import Inputs, Outputs
 
-Agents = slice | Int64[Tensor, "env turn"]
+Agents = slice | Int64[Tensor, "*each turn"]
 """Some agents of a team: the same in every environment, or others in each."""
 
 EVERYONE = slice(None)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from martes.data import Field, Memory, TeamSpec, Workspace
@@ -17,6 +17,9 @@ from martes.networks.sharing import Sharing, Slots, slot_of_agents
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 from martes.networks.units import Units
+
+UNROLLED = 16
+"""Members of the largest team whose whole step is compiled; in larger ones it is a turn, since compiling takes long."""
 
 StepTokens = Float[Tensor, "env agent size"]
 WindowTokens = Float[Tensor, "time env agent size"]
@@ -76,11 +79,16 @@ class Turns(Protocol):
     tokens: StepTokens
     """Representations of what the agents observe."""
 
-    def scores(self, told: StepTokens, turn: int) -> Float[Tensor, "env turn output"]:
-        """Scores of the actions of who is next, after a token that tells of the action before; turns go 0, 1, …"""
+    @property
+    def carried(self) -> object:
+        """What the first turn is told of turns before it: a tree of tensors, as is what the others are told."""
         ...
 
-    def memory(self) -> Memory:
+    def seen(self, turn: int) -> object:
+        """What is known of who is next, before anybody acts: a tree of tensors; turns go 0, 1, …"""
+        ...
+
+    def memory(self, carried: object) -> Memory:
         """The memory after the last turn."""
         ...
 
@@ -105,6 +113,9 @@ class Window(Protocol):
 class EncoderDecoder(Protocol):
     """What a team thinks with: Sable's retention, or MAT's attention. Agents stand in the order in which they act."""
 
+    turns_alike: bool
+    """Has what goes from turn to turn the same shape in all of them?"""
+
     def initial_memory(self, envs: int) -> Memory:
         """The memory at the start of an episode."""
         ...
@@ -115,6 +126,10 @@ class EncoderDecoder(Protocol):
 
     def step(self, x: StepTokens, there: Bool[Tensor, "env agent"], memory: Memory) -> Turns:
         """One step of acting."""
+        ...
+
+    def turn(self, told: StepTokens, seen: object, carried: object) -> tuple[Float[Tensor, "env turn output"], object]:
+        """Scores of the actions of who is next, after a token that tells of the action before, and what goes on."""
         ...
 
     def sequence(
@@ -131,6 +146,8 @@ class AutoregressiveTeam(TemporalModule):
     are as if they were not in the team. An action that the environment forces is what the later agents know of.
     Source: Wen et al. 2022 (MAT), equations 4 to 6; Mahjoub et al. 2025 (Sable).
     """
+
+    natural: Tensor
 
     def __init__(self, team: TeamSpec, shape: TurnShape, sharing: Sharing, generator: torch.Generator) -> None:
         super().__init__()
@@ -152,6 +169,8 @@ class AutoregressiveTeam(TemporalModule):
         self.head = ValueHead(StackedLinear((shape.size,), 1, generator, gain=0.01))
         self.order = ("order",) if shape.order == "drawn" else ()
         self.given = (self.choices.choice, *self.order)
+        self.hot = ("step",) if team.size <= UNROLLED else ("turn",) if self.core.turns_alike else ()
+        self.register_buffer("natural", torch.arange(team.size), persistent=False)
         self.reads = (*self.body.reads, *self.choices.reads)
         self.writes = (*self.choices.writes, *self.order, "value")
 
@@ -193,26 +212,33 @@ class AutoregressiveTeam(TemporalModule):
         order = inputs.get("order")
         there = in_order(inputs["agent_mask"], order)
         turns = self.core.step(in_order(self._observed(inputs), order), there, memory)
-        told = self.tokens.first((len(there), 1))
+        told, carried = self.tokens.first((len(there), 1)), turns.carried
         taken: list[tuple[Tensor, ...]] = []
         wanted = {
             name: in_order(each, order) for name, each in inputs.items() if name not in (*self.body.reads, "order")
         }
+        places = self.natural if order is None else order
         for turn in range(self.agents):  # the one loop that is the algorithm: each knows what the others chose
-            mine = {name: each[:, turn : turn + 1] for name, each in wanted.items()}
-            who = slice(turn, turn + 1) if order is None else order[:, turn : turn + 1]
-            scores = turns.scores(self.tokens(told), turn)
-            sample = self.choices.sample(scores, mine, who)
-            action = self.choices.action(sample, mine, who)
-            told = torch.where(mine["agent_mask"].unsqueeze(2), self.tokens.content(action, who), told)
-            taken.append((scores, sample, action))
+            now = slice(turn, turn + 1)
+            mine = {name: each[:, now] for name, each in wanted.items()}
+            told, chosen, carried = self.turn(told, turns.seen(turn), carried, mine, places[..., now])
+            taken.append(chosen)
         scores, sample, action = (in_place(torch.cat(each, dim=1), order) for each in zip(*taken, strict=True))
         outputs = self.choices.scored(scores, sample, inputs) | {"action": action}
         outputs["value"] = self._values(in_place(turns.tokens, order), inputs["agent_mask"])
         for name in self.order:
-            natural = torch.arange(self.agents, device=there.device).expand_as(there)
-            outputs[name] = natural if order is None else order
-        return outputs, turns.memory()
+            outputs[name] = places.expand_as(there)
+        return outputs, turns.memory(carried)
+
+    def turn(
+        self, told: Tensor, seen: object, carried: object, mine: Inputs, who: Int64[Tensor, "*each turn"]
+    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor], object]:
+        """What is told of the action of who is next; its scores, choice and action; and what goes on to later turns."""
+        scores, carried = self.core.turn(self.tokens(told), seen, carried)
+        sample = self.choices.sample(scores, mine, who)
+        action = self.choices.action(sample, mine, who)
+        told = torch.where(mine["agent_mask"].unsqueeze(2), self.tokens.content(action, who), told)
+        return told, (scores, sample, action), carried
 
     def value(self, inputs: Inputs, memory: Memory) -> Float[Tensor, "env agent"]:
         """V of one time step: of the encoder alone, in which nobody is before another."""

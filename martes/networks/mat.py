@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -181,6 +181,7 @@ class MAT(nn.Module):
     def __init__(self, shape: MATShape, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
         self.caches = shape.caches
+        self.turns_alike = False  # what is cached grows
         self.encoder = Encoder(shape, generator)
         self.decoder = Decoder(shape, outputs, generator)
 
@@ -196,6 +197,11 @@ class MAT(nn.Module):
         """One step of acting."""
         turns = CachedTurns if self.caches else RepeatedTurns
         return turns(self.decoder, self.encoder(x, there), there)
+
+    def turn(self, told: StepTokens, seen: object, carried: object) -> tuple[Float[Tensor, "env turn output"], object]:
+        """Scores of the actions of who is next, over what is kept of the turns before, which grows by one token."""
+        assert isinstance(seen, CachedTurn | RepeatedTurn)
+        return seen.scores(self.decoder, told, carried)
 
     def sequence(
         self, x: WindowTokens, there: Bool[Tensor, "time env agent"], memory: Memory, start: Bool[Tensor, "time env"]
@@ -241,44 +247,69 @@ class Cache:
         return functional.scaled_dot_product_attention(query, keys, values, attn_mask=is_seen)
 
 
+class CachedTurn(NamedTuple):
+    """What is known of who is next."""
+
+    tokens: StepTokens
+    queries: tuple[Heads, ...]
+    """What these tokens ask of the actions, a block."""
+    is_seen: Bool[Tensor, "env 1 1 turn"]
+
+    def scores(self, decoder: Decoder, told: StepTokens, carried: object) -> tuple[Tensor, object]:
+        """Scores from one token, over the caches of the blocks."""
+        assert isinstance(carried, tuple)
+        x = decoder.norm(told)
+        for block, query, caches in zip(decoder.blocks, self.queries, carried, strict=True):
+            own, crossed = (partial(each.attended, is_seen=self.is_seen) for each in caches)
+            x = block(x, self.tokens, own, crossed, query)
+        return decoder.scores(decoder.head(x)), carried
+
+
 class CachedTurns:
     """One step in which agents act one after the other; each turn decodes one token, over what is known of the last."""
 
     def __init__(self, decoder: Decoder, tokens: StepTokens, there: Bool[Tensor, "env agent"]) -> None:
-        self.decoder, self.tokens, self.there = decoder, tokens, there
+        self.tokens, self.there = tokens, there
         blocks = [each for each in decoder.blocks if isinstance(each, DecoderBlock)]
         self.queries = [each.crossed.parts(tokens, QUERY)[0] for each in blocks]  # of all agents, before any acts
-        self.caches = [(Cache(each), Cache(each)) for each in self.queries]
+        self.carried = tuple((Cache(each), Cache(each)) for each in self.queries)
 
-    def scores(self, told: StepTokens, turn: int) -> Float[Tensor, "env turn output"]:
-        """Scores of the actions of who is next, after a token that tells of the action before."""
-        is_seen = functional.pad(self.there[:, :turn], (0, 1), value=True)[:, None, None]
+    def seen(self, turn: int) -> CachedTurn:
+        """What is known of who is next, and who of those before is there."""
         now = slice(turn, turn + 1)
-        x = self.decoder.norm(told)
-        for block, query, caches in zip(self.decoder.blocks, self.queries, self.caches, strict=True):
-            own, crossed = (partial(each.attended, is_seen=is_seen) for each in caches)
-            x = block(x, self.tokens[:, now], own, crossed, query[:, :, now])
-        return self.decoder.scores(self.decoder.head(x))
+        is_seen = functional.pad(self.there[:, :turn], (0, 1), value=True)[:, None, None]
+        return CachedTurn(self.tokens[:, now], tuple(each[:, :, now] for each in self.queries), is_seen)
 
-    def memory(self) -> Memory:
+    def memory(self, carried: object) -> Memory:
         """None: each step stands alone."""
         return ()
+
+
+class RepeatedTurn(NamedTuple):
+    """What is known of the team."""
+
+    tokens: StepTokens
+    there: Bool[Tensor, "env agent"]
+
+    def scores(self, decoder: Decoder, told: StepTokens, carried: object) -> tuple[Tensor, object]:
+        """Scores from the whole team, of whom those after who is next are told nothing yet."""
+        assert isinstance(carried, Tensor)
+        carried, turn = torch.cat((carried, told), dim=1), carried.shape[1]
+        whole = functional.pad(carried, (0, 0, 0, self.tokens.shape[1] - turn - 1))
+        return decoder(whole, self.tokens, self.there)[:, turn : turn + 1], carried
 
 
 class RepeatedTurns:
     """One step in which each turn decodes the whole team again, as the published code does."""
 
     def __init__(self, decoder: Decoder, tokens: StepTokens, there: Bool[Tensor, "env agent"]) -> None:
-        self.decoder, self.tokens, self.there = decoder, tokens, there
-        self.told = tokens[:, :0]
+        self.tokens, self.there = tokens, there
+        self.carried = tokens[:, :0]
 
-    def scores(self, told: StepTokens, turn: int) -> Float[Tensor, "env turn output"]:
-        """Scores of the actions of who is next, after a token that tells of the action before."""
-        self.told = torch.cat((self.told, told), dim=1)
-        later = self.tokens.shape[1] - turn - 1
-        whole = functional.pad(self.told, (0, 0, 0, later))
-        return self.decoder(whole, self.tokens, self.there)[:, turn : turn + 1]
+    def seen(self, turn: int) -> RepeatedTurn:
+        """What is known of the whole team."""
+        return RepeatedTurn(self.tokens, self.there)
 
-    def memory(self) -> Memory:
+    def memory(self, carried: object) -> Memory:
         """None: each step stands alone."""
         return ()

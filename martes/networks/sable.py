@@ -197,6 +197,7 @@ class Sable(nn.Module):
     """
 
     decay: Tensor
+    turns_alike = True
 
     def __init__(self, shape: SableShape, outputs: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -224,8 +225,15 @@ class Sable(nn.Module):
         """One step of acting."""
         states, timing = self._states(memory, self._step), self._timing(memory)
         tokens, encoder = self.encoder(x, timing, recurrent(there), states["encoder"])
-        before = (encoder, states["own"], states["crossed"])
-        return SableTurns(self, self.decoder.seen(tokens, timing), there, before, memory)
+        seen = self.decoder.seen(tokens, timing)
+        return SableTurns(self, Turn(seen, there), encoder, (states["own"], states["crossed"]), memory)
+
+    def turn(
+        self, told: Tokens, seen: object, carried: object
+    ) -> tuple[Float[Tensor, "env turn output"], Sequence[States]]:
+        """Scores of the actions of who is next, and the decoder's states, which grow by one token a turn."""
+        assert isinstance(seen, Turn) and isinstance(carried, tuple)
+        return self.decoder(told, seen.seen, recurrent(seen.there), carried)
 
     def sequence(
         self,
@@ -285,26 +293,30 @@ class Sable(nn.Module):
         return {"encoder": encoder, "own": own, "crossed": crossed, "elapsed": elapsed + 1}
 
 
+class Turn(NamedTuple):
+    """What is known of who is next, or of the whole team: what it observed, and whether it is there."""
+
+    seen: Seen
+    there: Bool[Tensor, "env turn"]
+
+
 class SableTurns:
-    """One step in which agents act one after the other: the decoder's states grow by one token a turn."""
+    """One step in which agents act one after the other."""
 
-    def __init__(self, sable: Sable, seen: Seen, there: Tensor, states: Sequence[States], memory: Memory) -> None:
-        self.sable, self.seen, self.there = sable, seen, there
-        self.tokens = seen.tokens
-        self.encoder, *self.states = states
-        self.before = memory
+    def __init__(self, sable: Sable, team: Turn, encoder: States, carried: Sequence[States], memory: Memory) -> None:
+        self.sable, self.team, self.encoder, self.carried, self.before = sable, team, encoder, carried, memory
+        self.tokens = team.seen.tokens
 
-    def scores(self, told: Tokens, turn: int) -> Float[Tensor, "env turn output"]:
-        """Scores of the actions of who is next, after a token that tells of the action before."""
+    def seen(self, turn: int) -> Turn:
+        """What was observed by who is next."""
         now = slice(turn, turn + 1)
-        ways = recurrent(self.there[:, now])
-        scores, self.states = self.sable.decoder(told, self.seen.of(now), ways, self.states)
-        return scores
+        return Turn(self.team.seen.of(now), self.team.there[:, now])
 
-    def memory(self) -> Memory:
+    def memory(self, carried: object) -> Memory:
         """The memory after the last turn."""
-        elapsed = _leaf(self.before, "elapsed") if self.sable.shape.memory else self.there
-        return self.sable.remembered((self.encoder, *self.states), elapsed)
+        assert isinstance(carried, tuple)
+        elapsed = _leaf(self.before, "elapsed") if self.sable.shape.memory else self.team.there
+        return self.sable.remembered((self.encoder, *carried), elapsed)
 
 
 class SableWindow:

@@ -30,6 +30,8 @@ class TemporalModule(nn.Module):
     """Fields that it takes from the workspace."""
     writes: tuple[str, ...] = ()
     """Fields that it gives to the workspace when acting."""
+    hot: tuple[str, ...] = ("step",)
+    """Methods in which acting spends its time, functions of tensors: what there is to compile."""
 
     def initial_memory(self, envs: int) -> Memory:
         """The memory at the start of an episode, leaves `env ...`; () for a module without memory."""

@@ -181,6 +181,20 @@ step = torch.compile(network.step, fullgraph=True, backend="eager")
 assert torch.equal(step(inputs, memory)[0]["action"], network.step(inputs, memory)[0]["action"])
 with torch.no_grad():
     assert torch.equal(step(inputs, memory)[0]["action"], network.step(inputs, memory)[0]["action"])
+if network.core.turns_alike:
+    graphs = []
+
+    def kept(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = network.step(inputs, memory)[0]["action"]
+        network.turn = torch.compile(network.turn, fullgraph=True, dynamic=False, backend=kept)
+        assert torch.equal(network.step(inputs, memory)[0]["action"], expected)
+    # One for all agents, and one for the first of a team without memory, who has no state yet.
+    assert 1 <= len(graphs) <= 2, len(graphs)
+    del network.turn
 window = {name: value.expand(5, *value.shape) for name, value in inputs.items() if name != "noise"}
 window["action"] = torch.ones(5, 2, 3, dtype=torch.int64)
 start = torch.zeros(5, 2, dtype=torch.bool)

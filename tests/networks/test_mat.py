@@ -69,7 +69,11 @@ def test_one_layer_is_its_equations() -> None:
     assert torch.allclose(window.tokens[0, 0], tokens, atol=1e-5)
     assert torch.allclose(window.scores(told[None, None])[0, 0, there], scores[there], atol=1e-5)
     turns = mat.step(x[None], there[None], ())
-    acted = torch.cat([turns.scores(told[None, i : i + 1], i) for i in range(4)], dim=1)
+    carried, parts = turns.carried, []
+    for i in range(4):
+        part, carried = mat.turn(told[None, i : i + 1], turns.seen(i), carried)
+        parts.append(part)
+    acted = torch.cat(parts, dim=1)
     assert torch.allclose(acted[0, there], scores[there], atol=1e-5)
 
 

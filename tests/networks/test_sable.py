@@ -7,7 +7,9 @@ import torch
 
 from martes.data.trees import leaves, mapped
 from martes.errors import ConfigError
-from martes.networks import TemporalModule, replay
+from martes.networks import AutoregressiveTeam, TemporalModule, replay
+from martes.networks.autoregressive import UNROLLED
+from martes.networks.mat import MATShape
 from martes.networks.sable import SableShape
 from tests.networks.sables import (
     SHAPES,
@@ -143,5 +145,12 @@ def test_memory_travels_by_environment() -> None:
     assert torch.allclose(part["value"], whole["value"][:, order], atol=1e-5)
 
 
-def test_both_faces_compile_as_one_graph() -> None:
-    check_compiles(SableShape(size=8))
+@pytest.mark.parametrize("memory", [True, False])
+def test_both_faces_compile_as_one_graph_and_so_does_a_turn(memory: bool) -> None:
+    check_compiles(SableShape(size=8, memory=memory))
+
+
+def test_what_is_compiled_does_not_grow_with_the_team() -> None:
+    for shape, large in ((SableShape(size=8), ("turn",)), (MATShape(size=8), ())):
+        for agents, hot in ((UNROLLED, ("step",)), (UNROLLED + 1, large)):
+            assert AutoregressiveTeam(World(agents=agents).team, shape, "shared", torch.Generator()).hot == hot

@@ -15,7 +15,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 JOBS ?= auto
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q
 SIDE_BY_SIDE := -n $(JOBS) --dist worksteal
-EXTRAS := rware,mamujoco,magent,lle,hanabi,vmas,jax,mabrax,tensordict,video,wandb,sacred,ray,offline
+EXTRAS := rware,mamujoco,magent,butterfly,lle,hanabi,vmas,jax,mabrax,tensordict,video,wandb,sacred,ray,offline
 
 help:
 	@echo "make train        set up, then train the default preset: some minutes on two cores"

@@ -1,7 +1,8 @@
 """The identity-initialised ReLU network reads a handwritten digit one pixel a step, and says at the end which it was.
 
 The recurrent map begins as the identity: what was read stays, until learning has found what to forget.
-Source: Le, Jaitly and Hinton 2015, sections 2 and 4.2, there with 784 pixels; scikit-learn's digits have 64.
+Source: Le, Jaitly and Hinton 2015, sections 2 and 4.2, there with 784 pixels. Those of scikit-learn have 64; a second
+argument, the side of the picture, draws them larger: `150 28` reads 784.
 """
 
 import sys
@@ -14,7 +15,7 @@ from torch.nn import functional
 
 from martes.networks import TemporalModule
 
-PIXELS, SIZE = 64, 100
+SIZE = 100
 
 
 class IdentityRNN(TemporalModule):
@@ -43,18 +44,25 @@ class IdentityRNN(TemporalModule):
 def read(network, digits):
     """Logits [digit 10] after the last pixel of `digits` [digit pixel]."""
     pixels = digits.T.unsqueeze(2)  # time env 1
-    assert len(pixels) == PIXELS, "one pixel a step"
-    start = torch.zeros(PIXELS, len(digits), dtype=torch.bool)
+    start = torch.zeros(pixels.shape[:2], dtype=torch.bool)
     return network.sequence({"pixel": pixels}, network.initial_memory(len(digits)), start)[0]["logits"][-1]
 
 
-def main(epochs=150):
+def drawn(digits, side):
+    """Pictures [digit pixel] of side x side, from those of 8 x 8."""
+    if side == 8:
+        return digits
+    larger = functional.interpolate(digits.view(-1, 1, 8, 8), (side, side), mode="bilinear", antialias=True)
+    return larger.flatten(1)
+
+
+def main(epochs=150, side=8):
     """Learns from 1437 digits, is tested on 360 others."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     chance = np.random.default_rng(0)
     digits, labels = (torch.as_tensor(each) for each in load_digits(return_X_y=True))
-    digits = digits.float() / 16
+    digits = drawn(digits.float() / 16, side)
     taught, tested = torch.as_tensor(chance.permutation(len(digits))).split((1437, 360))
     network = IdentityRNN()
     optimiser = torch.optim.Adam(network.parameters(), 2e-3)
@@ -69,7 +77,7 @@ def main(epochs=150):
         schedule.step()
     with torch.no_grad():
         right = read(network, digits[tested]).argmax(1) == labels[tested]
-    print(f"accuracy after {PIXELS} steps of one pixel: {right.float().mean():.3f}")
+    print(f"accuracy after {side * side} steps of one pixel: {right.float().mean():.3f}")
 
 
 if __name__ == "__main__":

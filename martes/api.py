@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
@@ -18,9 +19,9 @@ from martes.envs.catalogue import environment
 from martes.envs.opponents import Opponents, Rival, Trained, Uniform
 from martes.envs.settings import Environment
 from martes.envs.wrappers import Wrap
-from martes.errors import CheckpointError, ConfigError, nearest
+from martes.errors import CheckpointError, ConfigError, MartesError, nearest
 from martes.evolution.folder import ELITE
-from martes.experiment import Experiment
+from martes.experiment import Experiment, read_tree
 from martes.networks import TemporalModule
 from martes.presets import DEFAULT, PRESETS
 from martes.report import Interval, Record, learning_curve, random_play, read_runs, records, replay_frames, save_replay
@@ -314,14 +315,29 @@ def draw_learning_curve(folder: RunFolder) -> Path:
 
 
 def chances(runs: Iterable[Record], episodes: int = 1000) -> dict[str, Interval]:
-    """Name of a task -> what random play comes to there, for each task of these runs."""
-    experiments = {task_of(run): run.folder for run in runs}
-    return {task: _chance(experiment_of(RunFolder(folder)), episodes) for task, folder in experiments.items()}
+    """Name of a task -> what random play comes to there, for each task of these runs.
+
+    A task that cannot be made from what config.yaml says is left out, and named in a warning.
+    """
+    found: dict[str, Interval] = {}
+    for task, folder in {task_of(run): run.folder for run in runs}.items():
+        try:
+            with closing(made_env(_env_of(RunFolder(folder)), copies=min(episodes, 64))) as env:
+                found[task] = random_play(env, episodes)
+        except MartesError as error:
+            warnings.warn(f"{task} was not played at random: {error}", stacklevel=2)
+    return found
 
 
-def _chance(experiment: Experiment, episodes: int) -> Interval:
-    with closing(made_env(experiment.env, copies=min(episodes, 64))) as env:
-        return random_play(env, episodes)
+def _env_of(folder: RunFolder) -> Environment:
+    """The task that config.yaml names, whoever wrote the rest of it: a loop of one's own has an algorithm of its own.
+
+    Raises ConfigError where it names none, or one that cannot be.
+    """
+    tree = read_tree(folder.config.read_text(encoding="utf-8"), str(folder.config))
+    if "env" not in tree:
+        raise ConfigError(f"{folder.config} names no task (env.name)")
+    return Experiment.from_tree({"env": tree["env"]}, replace(PRESETS[DEFAULT], env=Environment())).env
 
 
 def draw_replay(folder: RunFolder) -> Path:

@@ -95,6 +95,8 @@ def converted(kind: object, value: object, path: str, current: object = None) ->
         return _dataclass(kind, value, path, current)
     if origin is tuple:
         return _tuple(get_args(kind), value, path)
+    if origin is Mapping and get_args(kind)[1] is not object:
+        return _mapped(kind, value, path, current)
     if origin is Literal:
         found = [each for each in get_args(kind) if each == value or (isinstance(value, Typed) and str(each) == value)]
     else:
@@ -159,6 +161,17 @@ def _tuple(members: tuple[object, ...], value: object, path: str) -> tuple[objec
         raise ConfigError(f"{path} is {_shown(value)}: it must be {_described_list(members)}")
     pairs = zip(members[:1] * len(listed) if many else members, listed, strict=True)
     return tuple(converted(kind, each, f"{path}[{i}]") for i, (kind, each) in enumerate(pairs))
+
+
+def _mapped(kind: object, value: object, path: str, current: object) -> dict[str, object]:
+    """The mapping with what is given put in, each value as annotated; an empty one given empties it."""
+    found = _mapping(value)
+    if not found:
+        raise ConfigError(f"{path} is {_shown(value)}: it must be {described(kind)}")
+    before = _named(current) if _is_mapping(current) else {}
+    inner = get_args(kind)[1]
+    given = {name: converted(inner, each, f"{path}.{name}", before.get(name)) for name, each in found[0].items()}
+    return {**before, **given} if given else {}
 
 
 def _listed(text: str) -> object:

@@ -130,6 +130,8 @@ def continued(folder: PopulationFolder, changes: Mapping[str, object] | list[tup
 def evolved(evolving: Evolving, folder: PopulationFolder, origin: Path | None = None) -> Result:
     """The result of an evolution in its folder, config.yaml and picture included, from `origin` on, if given."""
     experiment, evolution = evolving.experiment, evolving.evolution
+    if experiment.evaluation.background:
+        raise ConfigError("evaluation.background is true, but members are selected by their scores: take false")
     task = experiment.env.factory or experiment.env.name
     title = (
         f"{evolution.population} x {algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"

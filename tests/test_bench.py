@@ -53,6 +53,13 @@ def test_the_rate_of_acting_and_training(name, monkeypatch):
     assert each.median > 1_000
 
 
+def test_generations_are_bred_fast(monkeypatch):
+    monkeypatch.setattr(timing, "SECONDS", 0.0)
+    found = bench.MEASURES["breeding"](1)
+    assert len(found) == 4
+    assert all(each.median and each.target == 20 for each in found)
+
+
 def test_windows_beat_their_loop(monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     monkeypatch.setattr(learning, "LENGTHS", (25,))

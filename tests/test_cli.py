@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,31 @@ def test_report(run, tmp_path, capsys):
     assert Image.open(picture).width > 300
     assert main(["report", str(tmp_path / "empty")]) != 0
     assert "no run to read" in told(capsys)
+
+
+def by_hand(folder: Path, task: str) -> Path:
+    """A run that a loop of one's own wrote."""
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"algorithm: {{name: by hand, rate: 3}}\ntraining: {{seed: 0}}\n{task}")
+    (folder / "metrics.jsonl").write_text('{"step": 9, "time": 1.0, "kind": "evaluation", "evaluation/return": 5.0}\n')
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "warning"),
+    [
+        ("env: {name: two-step}", None),
+        ("env: {name: tow-step}", "tow-step was not played at random: .*two-step"),
+        ("", "unnamed was not played at random: .* names no task"),
+    ],
+)
+def test_report_of_a_run_of_another_algorithm(task: str, warning: str | None, tmp_path, capsys):
+    folder, picture = by_hand(tmp_path / "run", task), str(tmp_path / "curves.png")
+    with pytest.warns(UserWarning, match=warning) if warning else nullcontext():
+        assert main(["report", str(folder), "--output", picture]) == 0
+    cells = capsys.readouterr().out.splitlines()[2].split(" | ")
+    assert cells[0].startswith("| by hand on") and cells[3] == "5"
+    assert (cells[6] == "-") is (warning is not None)
 
 
 def test_sweep_trains_all_and_does_nothing_twice(tmp_path, capsys):

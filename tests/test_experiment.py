@@ -28,6 +28,7 @@ values = st.fixed_dictionaries(
         "algorithm.clip": st.none() | rates,
         "algorithm.network.hidden": st.lists(st.integers(1, 512), min_size=1, max_size=4).map(tuple),
         "algorithm.network.memory": st.sampled_from(["none", "gru"]),
+        "algorithm.network.hidden_by_group.speaker": st.lists(st.integers(1, 512), min_size=1, max_size=3).map(tuple),
         "algorithm.critic_network.hidden": st.lists(st.integers(1, 512), min_size=1, max_size=4),
         "training.steps": st.integers(1, 10**12),
         "training.seed": st.integers(0, 2**40),
@@ -90,6 +91,22 @@ def test_changes():
     assert SPREAD.env.options == {"agents": 5}
     assert SPREAD.changed({"algorithm": PPO(lr=1.0)}).algorithm == PPO(lr=1.0)
     assert SPREAD.changed({"algorithm.critic_network.hidden": [8]}).algorithm.critic_network == Network(hidden=(8,))
+
+
+def test_layers_by_group_are_typed_one_by_one_or_together():
+    network, one = PPO().network, {"algorithm.network.hidden_by_group.speaker": Typed("32")}
+    plain_one = SPREAD.changed(one)
+    assert plain_one.algorithm.network == replace(network, hidden_by_group={"speaker": (32,)})
+    both = replace(network, hidden_by_group={"speaker": (32,), "listener": (128, 64)})
+    assert plain_one.changed({"algorithm.network.hidden_by_group.listener": Typed("128,64")}).algorithm.network == both
+    together = {"algorithm.network.hidden_by_group": Typed("{speaker: [32], listener: [128, 64]}")}
+    assert SPREAD.changed(together).algorithm.network == both
+    assert plain_one.changed({"algorithm.network.hidden_by_group": Typed("{}")}).algorithm.network == network
+    assert Experiment.from_yaml(SPREAD.changed(together).to_yaml()) == SPREAD.changed(together)
+    with pytest.raises(ConfigError, match=r"hidden_by_group\.speaker\[1\] is 'wide': it must be a whole number"):
+        SPREAD.changed({"algorithm.network.hidden_by_group.speaker": Typed("32,wide")})
+    with pytest.raises(ConfigError, match=r"hidden_by_group is '32': it must be a mapping"):
+        SPREAD.changed({"algorithm.network.hidden_by_group": Typed("32")})
 
 
 def test_another_task_forgets_the_options_of_the_old_one():

@@ -96,11 +96,12 @@ class DecisionLearner:
 
     def update(self, batch: Workspace) -> Metrics:
         """Learns from whole episodes, one gradient step; returns what to watch."""
-        self._ask(batch)
-        loss, metrics = self.loss(batch)
+        inputs = self._inputs(batch)
+        self._ask(inputs["return_to_go"][0])
+        loss, metrics = self._loss(batch, inputs)
         parts = {"policy": (self.policy, self.policy.slots.count)}
         norms = descended(loss, self.optimiser, parts, self.config.max_grad_norm, batch)
-        self.policy.observe(self._inputs(batch), batch.mask)
+        self.policy.observe(inputs, batch.mask)
         self.updates += 1
         return metrics | norms | {"asked_return": self.policy.asked.mean()}
 
@@ -109,7 +110,10 @@ class DecisionLearner:
 
         R_t = r_t + r_{t+1} + ... to the end of the episode. Padding counts nowhere.
         """
-        inputs, mask = self._inputs(batch) | {"action": batch["action"]}, self._counted(batch)
+        return self._loss(batch, self._inputs(batch))
+
+    def _loss(self, batch: Workspace, inputs: dict[str, Tensor]) -> tuple[Tensor, Metrics]:
+        inputs, mask = inputs | {"action": batch["action"]}, self._counted(batch)
         memory, start = self.policy.initial_memory(batch.envs), batch["start"][: batch.time]
         pi = self.policy.distribution(inputs, memory, start)
         error, metrics = errors_of(pi, batch["action"], self.config.error, mask)
@@ -128,9 +132,9 @@ class DecisionLearner:
     def _counted(self, batch: Workspace) -> Bool[Tensor, "time env agent"]:
         return batch.decided & batch["counted"].unsqueeze(-1)
 
-    def _ask(self, batch: Workspace) -> None:
-        """Moves what is asked, and what returns are divided by, to the highest so far."""
-        whole, policy = self.returns(batch)[0], self.policy
+    def _ask(self, whole: Float[Tensor, "env agent"]) -> None:
+        """Moves what is asked, and what `whole` returns are divided by, to the highest so far."""
+        policy = self.policy
         highest, largest = whole.amax(0), whole.abs().amax()
         if self.updates:
             highest, largest = policy.asked.maximum(highest), policy.scale.maximum(largest)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Literal, NamedTuple
 
 import torch
@@ -135,6 +136,7 @@ class QLearner:
         self.online = TeamValues(agents, mixer).to(generator.device)
         self.target = still_copy(self.online)
         self.policy = self.online.agents
+        self._learned = [*self.policy.parameters()], [*self.online.mixer.parameters()]
         self.optimiser = OPTIMISERS[config.optimiser](self.online.parameters(), config.lr, eps=config.optimiser_eps)
         self.experience = config.store.replayed(team, self.online.reads, self._drawn(), config, generator)
         self.experience.earned = empty_moments() if config.scale_reward else None
@@ -162,15 +164,16 @@ class QLearner:
         loss, metrics = self._weighed(errors, batch["weight"])
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        slots, limit = self.policy.slots.count, self.config.max_grad_norm
-        norms = [clipped_by_slot(self.policy.parameters(), slots, limit)]
-        if any(True for _ in self.online.mixer.parameters()):
-            norms.append(clipped_by_slot(self.online.mixer.parameters(), 1, limit))
+        (agents, mixer), limit = self._learned, self.config.max_grad_norm
+        norms = [clipped_by_slot(agents, self.policy.slots.count, limit)]
+        if mixer:
+            norms.append(clipped_by_slot(mixer, 1, limit))
         norm = torch.cat(norms).square().sum().sqrt()
-        if not bool((loss.detach() + norm).isfinite()):
+        if not isfinite((loss.detach() + norm).item()):
             raise NonFiniteError("the loss or its gradient is not finite", batch)
         self.optimiser.step()
-        self.experience.prioritise(batch, masked_mean(errors.td.detach().abs(), errors.mask, (0, 2)))
+        if self.experience.prioritised is not None:
+            self.experience.prioritise(batch, masked_mean(errors.td.detach().abs(), errors.mask, (0, 2)))
         self._move_on(batch)
         rate = "epsilon" if self.config.exploration.kind == "epsilon" else "temperature"
         return metrics | {"grad_norm": norm, rate: torch.tensor(self.policy.rate, dtype=torch.float64)}
@@ -238,21 +241,18 @@ class QLearner:
         return counted.unsqueeze(-1)
 
     def _weighed(self, errors: Errors, weight: Float[Tensor, "env"]) -> tuple[Tensor, Metrics]:
-        error, mask = errors.td, errors.mask
-        weight = weight.unsqueeze(-1)
-        td_loss = masked_mean(weight * error.square(), mask)
-        more = {name: masked_mean(weight * each, mask) for name, each in errors.consistency.items()}
-        mixing = self.config.mixing
-        weights = {"opt_loss": mixing.lambda_opt, "nopt_loss": mixing.lambda_nopt}
-        loss = sum((weights[name] * each for name, each in more.items()), td_loss)
-        metrics = {
-            "loss": loss,
-            "td_error_abs": masked_mean(error.abs(), mask),
-            "q_taken_mean": masked_mean(errors.taken, mask),
-            "target_mean": masked_mean(errors.target, mask),
-            **(more and {"td_loss": td_loss} | more),
-        }
-        return loss, {name: metric.detach() for name, metric in metrics.items()}
+        error, mixing = errors.td, self.config.mixing
+        small = {"td_loss": error.square(), **errors.consistency}
+        losses = {name: weight.unsqueeze(-1) * each for name, each in small.items()}
+        watched = {"td_error_abs": error.abs(), "q_taken_mean": errors.taken, "target_mean": errors.target}
+        both = losses | {name: each.detach() for name, each in watched.items()}
+        # All means at once: a sum of so few numbers takes less time than to ask for it.
+        found = masked_mean(torch.stack([*both.values()]), errors.mask.unsqueeze(0), (1, 2, 3))
+        means = dict(zip(both, found.unbind(), strict=True))
+        weights = {"td_loss": 1.0, "opt_loss": mixing.lambda_opt, "nopt_loss": mixing.lambda_nopt}
+        loss = torch.stack([weights[name] * means[name] for name in losses]).sum()
+        told = means if errors.consistency else {name: means[name] for name in watched}
+        return loss, {name: metric.detach() for name, metric in {"loss": loss, **told}.items()}
 
     @property
     def parts(self) -> Parts:

@@ -18,6 +18,7 @@ from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse_beyond
 from martes.maths.masks import masked_mean, standardise
 from martes.maths.returns import reward_to_go
 from martes.networks import Critic, Network, Policy, Sharing
+from martes.networks.critics import critic_shape
 from martes.networks.growth import Parts
 
 
@@ -78,7 +79,7 @@ class ReinforceLearner:
         self.policy = Policy(team, config.network, config.sharing, generator).to(generator.device)
         self.critic: Critic | None = None
         if config.baseline == "critic":
-            shape = config.critic_network or config.network
+            shape = critic_shape(config.critic_network, config.network, config.critic)
             self.critic = Critic(team, shape, config.critic, config.sharing, generator).to(generator.device)
         reads = (*self.policy.reads, *(self.critic.reads if self.critic is not None else ()))
         chosen = {name: added for name, added in self.policy.fields().items() if name == self.policy.choice}

@@ -15,6 +15,7 @@ from martes.networks import Chain, Network, TemporalModule
 from martes.networks.autoregressive import TurnShape
 from martes.networks.growth import Parts, transfer
 from martes.networks.mixers import Mixing
+from martes.networks.stacked import StackedLinear, StackedNorm
 
 WIDTHS = ("hidden", "added", "channels", "memory_size", "feed_forward_size", "hypernet")
 """The fields of networks that may grow without moving any output."""
@@ -107,8 +108,12 @@ def parts_of(learner: Learner) -> Parts:
 
 
 def _weights(parts: Parts) -> int:
-    learned = (each for part in parts.values() if isinstance(part, nn.Module) for each in part.parameters())
-    return sum({id(each): each.numel() for each in learned if each.requires_grad}.values())
+    """How many weights are learned; padding of unequal slots is none."""
+    modules = {id(each): each for part in parts.values() if isinstance(part, nn.Module) for each in part.modules()}
+    learned = {id(each): each for module in modules.values() for each in module.parameters(recurse=False)}
+    padded = (each for each in modules.values() if isinstance(each, StackedLinear | StackedNorm))
+    padding = sum(each.padding for each in padded if each.weight.requires_grad)
+    return sum(each.numel() for each in learned.values() if each.requires_grad) - padding
 
 
 def moves(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[str, float]:

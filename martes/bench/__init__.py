@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from martes.bench import agilerl, attention, border, games, learning, scaling, scaling_page, sequential, value
+from martes.bench import agilerl, attention, border, breeding, games, learning, scaling, scaling_page, sequential, value
 from martes.bench.agilerl_page import HEADS as BESIDE
 from martes.bench.agilerl_page import Told, joined, parts, with_section
 from martes.bench.isolated import Bounds
@@ -155,4 +155,5 @@ MEASURES: Mapping[str, Callable[[int], list[Measurement]]] = {
     "value": value.value,
     "attention": attention.attention,
     "sequential": sequential.sequential,
+    "breeding": breeding.breeding,
 }

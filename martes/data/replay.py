@@ -213,10 +213,11 @@ class Replay:
         column, within = first // self.slots, first % self.slots
         nth = torch.arange(time + 1, device=self.device)[:, None]
         row = self.streams.places(column, within + nth.minimum(steps))  # step batch
-        tensors: dict[str, Tensor] = {}
+        every, tensors = row.flatten(), dict[str, Tensor]()
         for name, rows in self._rows.items():
-            index = row[: self.schema.length(name, time)] if self.schema[name].over_time else row[0]
-            tensors[name] = rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
+            length = self.schema.length(name, time) if self.schema[name].over_time else 1
+            found = rows.index_select(0, every[: length * len(place)])
+            tensors[name] = found.unflatten(0, (length, -1)) if self.schema[name].over_time else found
         filled = nth[:-1] < steps
         tensors["counted"] = filled & (nth[:-1] >= skipped)
         tensors["weight"] = torch.ones(len(place), device=self.device)
@@ -227,11 +228,11 @@ class Replay:
 
     def _pad(self, batch: Workspace, nth: Tensor, steps: Tensor) -> None:
         """Fills what lies behind a sequence's end; nobody is there, and its last step is cut."""
+        behind, after = ((nth[1 - extra :] > steps).flatten().nonzero().squeeze(1) for extra in (0, 1))
         for name, field in self.schema.items():
             if field.over_time:
-                is_padding = nth > steps if field.extra_row else nth[:-1] >= steps
                 fill = 0 if name == "agent_mask" else field.fill
-                batch[name].masked_fill_(is_padding.view(*is_padding.shape, *(1,) * (batch[name].ndim - 2)), fill)
+                batch[name].flatten(0, 1).index_fill_(0, after if field.extra_row else behind, fill)
         batch["cut"].logical_or_((nth[:-1] == steps - 1) & (steps < batch.time))
 
     # --------------------------------------------------------------------------------------------------------- saving

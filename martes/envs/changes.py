@@ -145,6 +145,37 @@ def frame_stack(team: TeamSpec, count: int) -> Change:
     return Change(_seeing(team, lambda _, space: _over_parts(space, stacked)), shown, opened=opened, advanced=advanced)
 
 
+def shrunk(team: TeamSpec, factor: int) -> Change:
+    """Pictures of a `factor`-th of the height and of the width, each block of pixels as its mean; bytes stay bytes.
+
+    Rows and columns that fill no block are left out. Raises ConfigError where there is no picture, or no whole block.
+    """
+    pictures = [name for name, part in team.parts.items() if isinstance(part, Image)]
+    if not pictures:
+        raise ConfigError(f"env.wrap.shrink is {factor}, but this team sees no pictures: leave it out")
+
+    def smaller(part: Vector | Image) -> Vector | Image:
+        if isinstance(part, Vector):
+            return part
+        channels, height, width = part.shape
+        if min(height, width) < factor:
+            raise ConfigError(f"env.wrap.shrink is {factor}: more than the {height} x {width} pixels of a picture")
+        return Image((channels, height // factor, width // factor), part.dtype)
+
+    def shown(fields: Fields, memory: Memory) -> Fields:
+        return {**fields, **{name: _block_means(fields[name], factor) for name in pictures}}
+
+    return Change(_seeing(team, lambda _, space: _over_parts(space, smaller)), shown)
+
+
+def _block_means(picture: Tensor, factor: int) -> Tensor:
+    """Blocks that are not whole are left out."""
+    stack = picture.float().reshape(-1, *picture.shape[-3:])
+    means = functional.avg_pool2d(stack, factor)
+    means = means.reshape(*picture.shape[:-2], *means.shape[-2:])
+    return means if picture.is_floating_point() else means.round().to(picture.dtype)
+
+
 def flattened(team: TeamSpec) -> Change:
     """One vector `obs` of all the parts of an observation in their order, pictures too, bytes as shares of 255."""
     join = SideBySide([_widths(team, name) for name in team.parts])

@@ -21,6 +21,7 @@ from martes.envs.changes import (
     frame_stack,
     last_action,
     reward_scale,
+    shrunk,
     team_reward,
 )
 from martes.envs.single import save_replay
@@ -44,6 +45,8 @@ class Wrap:
 
     The return of a team is the sum of what its agents earn: under `sum` it counts every reward once an agent.
     """
+    shrink: int = 1
+    """Show pictures at one so-manieth of their height and width, each block of pixels as its mean."""
     flatten: bool = False
     """Join pictures (bytes as shares of 255) and vectors into one vector?"""
     frame_stack: int = 1
@@ -54,7 +57,7 @@ class Wrap:
     """The agents that learn nothing here: `against` plays them. Empty: those of the saved run's own team."""
 
     def __post_init__(self) -> None:
-        for name, least in (("time_limit", 1), ("frame_stack", 1)):
+        for name, least in (("time_limit", 1), ("frame_stack", 1), ("shrink", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"env.wrap.{name} is {value}: it must be at least {least}")
@@ -192,10 +195,11 @@ def is_memory(value: object) -> TypeGuard[Memory]:
 def series(wrap: Wrap) -> list[Changing]:
     """The changes that are asked for, in their one order: what is seen, from the task outwards, then what is earned.
 
-    `flatten`, `frame_stack`, `last_action`, `agent_id`: actions and numbers are not stacked; `team_reward`,
+    `shrink`, `flatten`, `frame_stack`, `last_action`, `agent_id`: actions and numbers are not stacked; `team_reward`,
     `reward_scale`. (The time limit is kept where episodes are cut; opponents stand nearer to the task than all these.)
     """
     wanted: list[tuple[bool, Changing]] = [
+        (wrap.shrink > 1, lambda team: shrunk(team, wrap.shrink)),
         (wrap.flatten, flattened),
         (wrap.frame_stack > 1, lambda team: frame_stack(team, wrap.frame_stack)),
         (wrap.last_action, last_action),

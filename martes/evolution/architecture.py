@@ -131,7 +131,7 @@ class Architecture:
             if getattr(shape, "feed_forward", True):
                 yield Site(path, "feed_forward_size", None, shape.feed_forward_size or shape.size, *units)
             return
-        for name in ("hidden", "added"):
+        for name in ("added",) if shape.hidden_by_group else ("hidden", "added"):  # those of groups stay
             yield from (Site(path, name, i, width, *units) for i, width in enumerate(getattr(shape, name)))
         if shape.memory == "gru":
             yield Site(path, "memory_size", None, shape.memory_size, *units)
@@ -154,7 +154,7 @@ class Architecture:
             width = min(max(hidden[-1], narrow), wide)
             yield Way(("added", None, 1), Edit(f"{path}.added", added, (*added, width)))
         if count > fewest:
-            name, layers = ("added", added) if added else ("hidden", hidden)
+            name, layers = ("added", added) if added or shape.hidden_by_group else ("hidden", hidden)
             if len(layers) > (name == "hidden"):
                 yield Way(("added", None, -1), Edit(f"{path}.{name}", layers, layers[:-1]))
 
@@ -220,7 +220,9 @@ def _shapes_in(node: object, path: str) -> Iterator[tuple[str, Shape]]:
 
 def _depth(shape: Shape) -> int:
     """Layers, hidden and added ones; 0: it has none that could come or go."""
-    return len(shape.hidden) + len(shape.added) if isinstance(shape, Network) else 0
+    if not isinstance(shape, Network):
+        return 0
+    return max(len(each) for each in (shape.hidden, *shape.hidden_by_group.values())) + len(shape.added)
 
 
 def _widened(widths: object, site: Site, step: int) -> int | tuple[int, ...]:

@@ -4,22 +4,23 @@ A generation is a function of member and work, so that everywhere the same comes
 worker is run again.
 """
 
-import os
-import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
-from multiprocessing import connection, get_context
-from multiprocessing.context import SpawnProcess
+from contextlib import ExitStack, suppress
+from dataclasses import replace
+from math import inf
+from multiprocessing import connection
+from multiprocessing.connection import Connection
 from typing import Literal, Protocol, runtime_checkable
 
 import cloudpickle
 
-from martes.errors import ConfigError, MartesError, require
+from martes.envs.worker import DONE, END, Answer
+from martes.envs.workforce import Workforce
+from martes.errors import ConfigError, EnvError, MartesError, require
 from martes.evolution.generation import Outcome, Site, Work, outcome
 from martes.evolution.member import Member, State, own
-from martes.training.process import cores, end_with_parent
+from martes.training.process import cores
 
 ATTEMPTS = 3
 """How often a member's generation is begun before its loss is taken to be no accident."""
@@ -63,84 +64,81 @@ class Here:
 
 
 # ----------------------------------------------------------------------------------------------------------- processes
-@runtime_checkable
-class Line(Protocol):
-    """One end of a pipe that goes both ways."""
-
-    def send_bytes(self, buf: bytes, /) -> None:
-        """Sends a message."""
-        ...
-
-    def recv_bytes(self) -> bytes:
-        """The next message. Raises EOFError where the other end is gone."""
-        ...
-
-    def fileno(self) -> int:
-        """What to wait for."""
-        ...
-
-    def close(self) -> None:
-        """Hangs up."""
-        ...
-
-
-@dataclass(eq=False)
-class Worker:
-    """A process, and the line to it."""
-
-    process: SpawnProcess
-    line: Line
-
-
 class Processes:
-    """So many worker processes, each of which takes the next member when it is done with one."""
+    """So many worker processes, each of which takes the next member when it is done with one.
+
+    Each is a pool of one: what ends it ends no other.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._idle: list[Worker] = []
-        self._busy: dict[Worker, int] = {}
+        self._idle: list[Workforce] = []
+        self._busy: dict[Workforce, int] = {}
+        self._lost = ""
+        """How a worker ended last."""
 
     def outcomes(self, work: Work, members: Sequence[Member]) -> list[Outcome]:
         """How each member comes out of its generation. Raises MartesError for one that is lost `ATTEMPTS` times."""
         waiting = list(range(len(members)))
         attempts = [0] * len(members)
         done: dict[int, Outcome] = {}
-        while len(done) < len(members):
-            while waiting and len(self._busy) < self._count:
-                place = waiting.pop(0)
-                attempts[place] += 1
-                if attempts[place] > ATTEMPTS:
-                    raise MartesError(f"the process of member {members[place].id} died {ATTEMPTS} times: no memory?")
-                self._give(place, cloudpickle.dumps((members[place], work)))
-            for worker in self._ready():
-                place = self._busy.pop(worker)
-                came = self._taken(worker)
-                if came is None:
-                    waiting.insert(0, place)
-                else:
-                    done[place] = came
+        try:
+            self._hire(min(self._count, len(members)) - len(self._idle))
+            while len(done) < len(members):
+                while waiting and len(self._busy) < self._count:
+                    place = waiting.pop(0)
+                    attempts[place] += 1
+                    if attempts[place] > ATTEMPTS:
+                        told = f"the process of member {members[place].id} died {ATTEMPTS} times"
+                        raise MartesError(f"{told}: {self._lost}")
+                    self._give(place, cloudpickle.dumps((members[place], work)))
+                for force in self._ready():
+                    place = self._busy.pop(force)
+                    came = self._taken(force)
+                    if came is None:
+                        waiting.insert(0, place)
+                    else:
+                        done[place] = came
+        except BaseException:
+            self.close()  # what is under way is no answer to what is asked next
+            raise
         return [done[place] for place in range(len(members))]
 
+    def _hire(self, count: int) -> None:
+        """Begins so many workers, side by side."""
+        # Spawned: a forked process would share the locks of torch's threads. A generation takes as long as it takes.
+        fresh = [Workforce(learning, [range(1)], "starting", inf, "spawn") for _ in range(count)]
+        self._idle += fresh
+        for force in fresh:
+            force.answers()
+
     def _give(self, place: int, job: bytes) -> None:
-        worker = self._idle.pop() if self._idle else _started()
-        self._busy[worker] = place
-        with suppress(OSError):  # it died while it was idle: that is noticed in a moment
-            worker.line.send_bytes(job)
+        if not self._idle:
+            self._hire(1)
+        force = self._idle.pop()
+        self._busy[force] = place
+        with suppress(EnvError):  # it died while it was idle: that is noticed in a moment
+            force.order(dict.fromkeys(force.workers, job), "learning")
 
-    def _ready(self) -> list[Worker]:
-        """The workers that have something to say, or died; waits for the first."""
-        ends = {end: worker for worker in self._busy for end in (worker.line.fileno(), worker.process.sentinel)}
-        return list(dict.fromkeys(ends[end] for end in connection.wait(list(ends)) if isinstance(end, int)))
+    def _ready(self) -> list[Workforce]:
+        """Those that have something to say, or died; waits for the first."""
+        gone = [force for force in self._busy if not force.workers]
+        known = [(each, force) for force in self._busy for each in force.workers]
+        ends = {end: force for each, force in known for end in (each.pipe.fileno(), each.process.sentinel)}
+        told = () if gone else connection.wait(list(ends))
+        return gone or list(dict.fromkeys(ends[end] for end in told if isinstance(end, int)))
 
-    def _taken(self, worker: Worker) -> Outcome | None:
+    def _taken(self, force: Workforce) -> Outcome | None:
         """What a worker says; None where it died."""
         try:
-            said = cloudpickle.loads(worker.line.recv_bytes())
-        except (EOFError, OSError):
-            worker.process.join()
-            worker.line.close()
+            answers = list(force.answers().values())
+        except EnvError as error:
+            self._lost = str(error)
             return None
-        self._idle.append(worker)
+        if not answers:
+            return None
+        self._idle.append(force)
+        said = cloudpickle.loads(answers[0][1:])
         if isinstance(said, BaseException):
             raise said
         assert isinstance(said, Outcome)
@@ -148,35 +146,26 @@ class Processes:
 
     def close(self) -> None:
         """Ends the workers: idle ones close their environments, others are killed."""
-        for worker in self._busy:
-            worker.process.kill()
-        for worker in self._idle:
-            worker.line.close()
-        for worker in (*self._busy, *self._idle):
-            worker.process.join()
+        for worker in (each for force in self._busy for each in force.workers):
+            worker.kill()
+        for worker in (each for force in self._idle for each in force.workers):
+            with suppress(OSError):
+                worker.pipe.send_bytes(END)  # to all before any is waited for
+        for force in (*self._busy, *self._idle):
+            force.close()
         self._idle, self._busy = [], {}
 
 
-def _started() -> Worker:
-    context = get_context("spawn")  # a forked process would share the locks of torch's threads
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_working, args=(theirs,))
-    process.start()
-    theirs.close()
-    return Worker(process, ours)
-
-
-def _working(line: Line) -> None:
-    """The life of a worker: it ends with its line, and does not outlive its parent."""
-    if hasattr(os, "setsid"):
-        os.setsid()  # a Ctrl-C of the terminal is for the parent alone
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def learning(pipe: Connection, copies: range, closing: ExitStack) -> Answer:
+    """The calling of who runs generations of members."""
     hand = Hand()
-    try:
-        while True:
-            line.send_bytes(cloudpickle.dumps(hand.outcome(*cloudpickle.loads(line.recv_bytes()))))
-    except EOFError:
-        hand.close()
+    closing.callback(hand.close)
+    pipe.send_bytes(DONE)
+
+    def answer(order: bytes) -> bytes:
+        return DONE + cloudpickle.dumps(hand.outcome(*cloudpickle.loads(order)))
+
+    return answer
 
 
 class Hand:

@@ -16,7 +16,7 @@ def masked_mean(
 ) -> Float[Tensor, "*reduced"]:
     """The mean of the valid entries over `dim` (all axes if None); 0 where none is valid."""
     count = mask.expand_as(x).sum(dim, keepdim=keepdim).clamp(min=1)
-    return x.masked_fill(~mask, 0.0).sum(dim, keepdim=keepdim) / count
+    return torch.where(mask, x, 0.0).sum(dim, keepdim=keepdim) / count
 
 
 def masked_variance(
@@ -53,7 +53,7 @@ def masked_logits(
     logits: Float[Tensor, "*batch action"], mask: Bool[Tensor, "*#batch action"]
 ) -> Float[Tensor, "*batch action"]:
     """The logits, with the smallest finite value of their dtype where `mask` is false: probability 0, and no NaN."""
-    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    return torch.where(mask, logits, torch.finfo(logits.dtype).min)
 
 
 def _deviation(x: Tensor, mask: Tensor, dim: Axes) -> Tensor:

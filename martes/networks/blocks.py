@@ -1,8 +1,7 @@
 """Bodies: what agents make of what they see, and, with memory, of what they have seen."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -18,6 +17,7 @@ from martes.networks.sharing import Slots
 from martes.networks.stacked import StackedConvolutions, StackedGRU, StackedLinear, StackedNorm
 from martes.networks.temporal import Inputs
 from martes.networks.units import Place, Units
+from martes.networks.widths import widths_of
 
 ActivationName = Literal["relu", "tanh", "gelu", "silu"]
 ACTIVATIONS = {"relu": torch.relu_, "tanh": torch.tanh_, "gelu": functional.gelu, "silu": functional.silu}
@@ -54,8 +54,14 @@ class Network:
     """Channels of the convolutions (3x3, stride 2) that read an image."""
     added: tuple[int, ...] = ()
     """Widths of layers after the hidden ones that add to what they read; each begins by adding 0."""
+    hidden_by_group: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
+    """Hidden layers of some groups, or of agents by name, in place of `hidden`; those who share have the same."""
 
     def __post_init__(self) -> None:
+        for name, widths in self.hidden_by_group.items():
+            if not widths or min(widths) < 1:
+                told = f"network.hidden_by_group.{name} is {list(widths)}"
+                raise ConfigError(f"{told}: give at least one width, each at least 1")
         if any(width < 1 for width in self.added):
             raise ConfigError(f"network.added is {self.added}: each width must be at least 1")
         for name in ("hidden", "channels"):
@@ -108,12 +114,12 @@ class AddedLayer(nn.Module):
     Source: He et al. 2016, section 3.1; the beginning, which lets a network deepen as it learns, Chen et al. 2016.
     """
 
-    def __init__(self, slots: int, size: int, width: int, network: Network, generator: torch.Generator) -> None:
+    def __init__(self, sizes: tuple[int, ...], width: int, network: Network, generator: torch.Generator) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[network.activation]
-        self.inward = StackedLinear((size,) * slots, width, generator)
-        self.norm = StackedNorm(slots, width) if network.layer_norm else None
-        self.outward = StackedLinear((width,) * slots, size, generator, gain=0.0)
+        self.inward = StackedLinear(sizes, width, generator)
+        self.norm = StackedNorm(len(sizes), width) if network.layer_norm else None
+        self.outward = StackedLinear((width,) * len(sizes), sizes, generator, gain=0.0)
 
     def forward(self, x: Float[Tensor, "slot row size"]) -> Float[Tensor, "slot row size"]:
         """The features, and what this layer adds to them."""
@@ -137,6 +143,9 @@ def layer_units(
 class Body(nn.Module):
     """Features of what each agent sees, by slot; with memory also of what it has seen. Two faces, as every module."""
 
+    is_short: Tensor | None
+    """[layer slot 1 1] Has the slot no such hidden layer? None: all have all."""
+
     def __init__(
         self,
         parts: Mapping[str, Vector | Image],
@@ -157,19 +166,30 @@ class Body(nn.Module):
         self.convolutions = nn.ModuleList(convolutions)
         seen = sum(each.size for each in convolutions)
         own = tuple(seen + fan_in for fan_in in fan_ins)
-        widths = network.hidden
-        first = StackedLinear(own, widths[0], generator)
-        rest = (StackedLinear((a,) * slots.count, b, generator) for a, b in pairwise(widths))
+        self.widths = widths = widths_of(network.hidden, network.hidden_by_group, slots)
+        after = [widths.after(depth) for depth in range(widths.depth)]
+        first = StackedLinear(own, widths.made(0), generator)
+        rest = (
+            StackedLinear(fan_ins, widths.made(i), generator, width=max(after[i]))
+            for i, fan_ins in enumerate(after[:-1], 1)
+        )
         self.layers = nn.ModuleList((first, *rest))
-        self.norms = nn.ModuleList(StackedNorm(slots.count, width) for width in widths if network.layer_norm)
-        deeper = (AddedLayer(slots.count, widths[-1], width, network, generator) for width in network.added)
+        self.norms = nn.ModuleList(
+            StackedNorm(slots.count, max(each), () if widths.are_equal else widths.made(depth))
+            for depth, each in enumerate(after)
+            if network.layer_norm
+        )
+        deeper = (AddedLayer(after[-1], width, network, generator) for width in network.added)
         self.added = nn.ModuleList(deeper)
-        self.identity = nn.Parameter(torch.zeros(slots.count, slots.width, widths[0])) if network.agent_id else None
-        remembers = network.memory == "gru"
-        self.gru = StackedGRU(slots.count, widths[-1], network.memory_size, generator) if remembers else None
+        self.identity = nn.Parameter(torch.zeros(slots.count, slots.width, max(after[0]))) if network.agent_id else None
+        self.gru = StackedGRU(after[-1], network.memory_size, generator) if network.memory == "gru" else None
         shape = network.over_time
-        self.over_time = None if shape is None else OverTime(slots.count, widths[-1], shape, generator)
-        self.size = network.memory_size if self.remembers else widths[-1]
+        self.over_time = None if shape is None else OverTime(after[-1], shape, generator)
+        self.sizes = (network.memory_size,) * slots.count if self.remembers else after[-1]
+        """Features of each slot."""
+        self.size = max(self.sizes)
+        is_short = torch.tensor([widths.made(depth) for depth in range(widths.depth)]) == 0
+        self.register_buffer("is_short", is_short[..., None, None] if is_short.any() else None, persistent=False)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -205,8 +225,9 @@ class Body(nn.Module):
         if self.vectors:
             vector = self.vector(inputs)
             seen.append(vector if self.norm is None else self.norm(vector))
-        x = self.layers[0](seen[0] if len(seen) == 1 else torch.cat(seen, dim=-1))
-        return self.deepened(x if self.identity is None else self.identified(x.unflatten(1, (-1, self.slots.width))))
+        x, first = seen[0] if len(seen) == 1 else torch.cat(seen, dim=-1), self.layers[0]
+        assert isinstance(first, StackedLinear)
+        return self.deepened(first(x) if self.identity is None else first.moved(x, self.identity))
 
     def identified(self, x: Float[Tensor, "slot row #member hidden"]) -> Float[Tensor, "slot rows hidden"]:
         """What the first layer made of rows, told for each member of a slot which of them it is."""
@@ -216,9 +237,12 @@ class Body(nn.Module):
     def deepened(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row hidden"]:
         """Features, from what the first layer gave before its activation; x may be written over."""
         for depth, layer in enumerate(self.layers):
-            x = layer(x) if depth else x
+            before, x = x, layer(x) if depth else x
             x = self.norms[depth](x) if self.network.layer_norm else x
             x = ACTIVATIONS[self.network.activation](x)
+            if depth and self.is_short is not None:  # slots without this layer keep what they have
+                kept = functional.pad(before, (0, x.shape[-1] - before.shape[-1]))
+                x = torch.where(self.is_short[depth], kept, x)
         for layer in self.added:
             x = layer(x)
         return x
@@ -236,7 +260,8 @@ class Body(nn.Module):
         last = tuple(place for each in added for place in each.outward.outputs())
         found = self._channels(layers[0])
         for depth, (makers, norm, reads) in enumerate(zip(made, norms, read, strict=True)):
-            found[f"hidden.{depth}"] = layer_units(makers, norm, reads, last if depth == len(made) - 1 else ())
+            units = layer_units(makers, norm, reads, last if depth == len(made) - 1 else ())
+            found[f"hidden.{depth}"] = units._replace(own=() if self.widths.are_equal else self.widths.made(depth))
         found |= {f"added.{depth}": each.inner for depth, each in enumerate(added)}
         if self.gru is not None:
             makers = (*self.gru.inward.outputs(3), *self.gru.recurrent.outputs(3))
@@ -293,13 +318,16 @@ class Body(nn.Module):
         return h, after * inputs["agent_mask"].unsqueeze(-1)
 
     def sequence(
-        self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]
+        self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"], every: int = 1
     ) -> tuple[Float[Tensor, "slot row size"], Memory]:
-        """Features of a window and the memory after it; all but the recurrence itself is done for all steps at once."""
+        """Features of a window and the memory after it; all but the recurrence itself is done for all steps at once.
+
+        Of each `every` steps the features of the last are given.
+        """
         x = self.features(inputs)
-        if not self.remembers:
-            return x, ()
         time, envs = start.shape
+        if not self.remembers:
+            return x.unflatten(1, (time, -1))[:, every - 1 :: every].flatten(1, 2), ()
         alive = self.slots.stacked(inputs["agent_mask"].unsqueeze(-1)).unflatten(1, (time, -1))
         opens = start.unsqueeze(-1).expand(*start.shape, self.slots.width).reshape(1, time, -1, 1)
         # A fresh agent, and one that was absent, starts from zeros; the given memory holds none of the absent.
@@ -307,10 +335,10 @@ class Body(nn.Module):
         keeps = there & ~opens
         if self.over_time is not None:
             line = x.unflatten(1, (time, -1))
-            states, kept = self.over_time.sequence(line, self._by_slot(memory), ~keeps.squeeze(3))
+            states, kept = self.over_time.sequence(line, self._by_slot(memory), ~keeps.squeeze(3), every)
             return states.flatten(1, 2), self._by_agent(kept, inputs["agent_mask"][-1])
         assert self.gru is not None
         gates = self.gru.inward(x).unflatten(1, (time, -1))  # slot time (env member) gates
         states = self.gru.sequence(gates, self._stacked(memory), keeps.to(x.dtype))
         after = self.slots.unstacked(states[:, -1], (envs,)) * inputs["agent_mask"][-1].unsqueeze(-1)
-        return states.flatten(1, 2), after
+        return states[:, every - 1 :: every].flatten(1, 2), after

@@ -8,7 +8,7 @@ from martes.data import Field, Memory, TeamSpec, Vector
 from martes.networks.blocks import Body, Network
 from martes.networks.critics import ValueHead, joint_source, joint_view, of_the_living
 from martes.networks.policies import Policy
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.targets import still_copy
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
@@ -31,11 +31,11 @@ class CounterfactualCritic(nn.Module):
         self.source, size = joint_source(team)
         self.own = tuple(team.parts)
         self.actions = team.legal_actions.shape[1]
-        slots = Slots(slot_of_agents(team, sharing))
+        slots = slots_of(team, sharing)
         size += 2 * team.size * self.actions
         sizes = tuple(size + own for own in team.observation_sizes)  # what is padded stands last
         self.body = Body({"joint": Vector(size), **team.parts}, slots.widest(sizes), slots, network, generator)
-        self.head = ValueHead(StackedLinear((self.body.size,) * slots.count, self.actions, generator, gain=0.01))
+        self.head = ValueHead(StackedLinear(self.body.sizes, self.actions, generator, gain=0.01))
         self.register_buffer("is_other", ~torch.eye(team.size, dtype=torch.bool).unsqueeze(-1), persistent=False)
         self.reads = tuple(dict.fromkeys((self.source, *self.own, "agent_mask")))
         """Fields that it takes from the environment, beside `action` and `last_action` (-1: none)."""

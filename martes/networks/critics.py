@@ -1,5 +1,6 @@
 """Critics: the value of a state, from what each agent sees (local) or from the state of the whole team (central)."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from martes.data import Field, Memory, TeamSpec, Vector
 from martes.errors import ConfigError
 from martes.networks.blocks import Body, Network
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, Slots, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 from martes.networks.units import Units
@@ -78,11 +79,11 @@ class Critic(TemporalModule):
             self.body = Body({"joint": Vector(size)}, (size,), Slots((0,)), network, generator)
             self.reads = (self.source, "agent_mask")
         else:
-            slots = Slots(slot_of_agents(team, sharing))
+            slots = slots_of(team, sharing)
             self.body = Body(team.parts, slots.widest(team.observation_sizes), slots, network, generator)
             self.reads = (*self.body.reads, "agent_mask")
         outputs = team.size if self.is_central else 1
-        self.head = ValueHead(StackedLinear((self.body.size,) * self.body.slots.count, outputs, generator, gain=1.0))
+        self.head = ValueHead(StackedLinear(self.body.sizes, outputs, generator, gain=1.0))
 
     def units(self) -> dict[str, Units]:
         """The body's hidden units."""
@@ -128,6 +129,11 @@ class Critic(TemporalModule):
         if self.is_central:
             return values.squeeze(-2)
         return values.squeeze(-1) * inputs["agent_mask"]  # what an absent agent may still expect is 0
+
+
+def critic_shape(own: Network | None, policy: Network, view: Literal["local", "central"]) -> Network:
+    """The critic's own network, else the policy's: a central critic is one for the team, and has no sizes by group."""
+    return own or (replace(policy, hidden_by_group={}) if view == "central" else policy)
 
 
 def joint_source(team: TeamSpec) -> tuple[str, int]:

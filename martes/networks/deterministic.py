@@ -16,7 +16,7 @@ from martes.maths.masks import masked_logits
 from martes.maths.schedules import Constant, Linear, Schedule
 from martes.networks.blocks import Body, Network
 from martes.networks.policies import executed
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 from martes.networks.units import Units
@@ -141,10 +141,10 @@ class DeterministicPolicy(TemporalModule):
         """Is every action drawn evenly, whatever the policy?"""
         self.codes = ActionCodes(team)
         self.drifts = noise.kind == "ou" and self.codes.is_continuous
-        self.slots = Slots(slot_of_agents(team, sharing))
+        self.slots = slots_of(team, sharing)
         self.body = Body(team.parts, self.slots.widest(team.observation_sizes), self.slots, network, generator)
         # Small, so that tanh begins far from where its gradient dies.
-        self.head = StackedLinear((self.body.size,) * self.slots.count, self.codes.size, generator, gain=0.01)
+        self.head = StackedLinear(self.body.sizes, self.codes.size, generator, gain=0.01)
         self.reads = (*self.body.reads, *self.codes.reads, "agent_mask")
 
     def units(self) -> dict[str, Units]:

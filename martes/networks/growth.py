@@ -158,10 +158,12 @@ def importance(units: Units) -> Float[Tensor, "slot unit"]:
 def transfer(old: Parts, new: Parts, *, accepts_change: bool = False) -> None:
     """Moves what was learned into fresh networks, targets and optimisers of the same form and another size, in place.
 
-    Exact where layers grow: outputs stay to rounding. Raises ConfigError, naming the parameter, where sizes changed of
-    which no layer is told; with `accepts_change` the leading entries of such a parameter are taken over.
+    Exact where layers grow: outputs stay to rounding. Raises ConfigError, naming the layer, where one changed whose
+    slots have unequal sizes, and, naming the parameter, where sizes changed of which no layer is told; with
+    `accepts_change` the leading entries of such a parameter are taken over.
     """
     before, after = Wiring.of(old), Wiring.of(new)
+    _refuse_padded(before.units, after.units)
     if not accepts_change:
         _refuse_losses(before.units, after.units)
     layers = {
@@ -183,6 +185,18 @@ def transfer(old: Parts, new: Parts, *, accepts_change: bool = False) -> None:
         if isinstance(optimiser, Optimizer) and isinstance(source, Optimizer):
             known = {key: move for key, move in moves.items() if key not in folded or key.endswith("bias")}
             _remember(source, optimiser, before, after, known)
+
+
+def _refuse_padded(before: Mapping[str, Units], after: Mapping[str, Units]) -> None:
+    """What the slots of such a layer have is not what its parameters' shapes say."""
+    for name in dict.fromkeys((*before, *after)):
+        old, new = (each.get(name) for each in (before, after))
+        sizes = [units and (units.own or units.width) for units in (old, new)]
+        if sizes[0] != sizes[1] and any(units is not None and units.own for units in (old, new)):
+            raise ConfigError(
+                f"{name} would go from {sizes[0]} to {sizes[1]} units: layers whose slots differ "
+                "(network.hidden_by_group) keep their sizes; what may change is added, channels and memory_size"
+            )
 
 
 def _refuse_losses(before: Mapping[str, Units], after: Mapping[str, Units]) -> None:

@@ -11,7 +11,7 @@ from martes.data import Image, TeamSpec, Vector
 from martes.networks.blocks import Body, Network, ObservationNorm
 from martes.networks.critics import of_the_living
 from martes.networks.deterministic import ActionCodes
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, Slots, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs
 from martes.networks.units import Units
@@ -62,16 +62,16 @@ class JointCritics(nn.Module):
         is_seen = torch.cat((torch.ones(0 if state is None else state.size, dtype=torch.bool), *padded))
         self._index(is_seen, codes.legal.flatten())
 
-        base = slot_of_agents(team, form.sharing)
-        slots = Slots(base)
-        self.slots = Slots(tuple(critic * slots.count + slot for critic in range(form.count) for slot in base))
+        slots = slots_of(team, form.sharing)
+        of_critics = tuple(critic * slots.count + slot for critic in range(form.count) for slot in slots.slot_of_agent)
+        self.slots = Slots(of_critics, slots.names * form.count)
         self.register_buffer("slot", torch.tensor(self.slots.slot_of_agent), persistent=False)
         self.register_buffer("agent", torch.arange(team.size).repeat(form.count), persistent=False)
         network = replace(form.network, memory="none", normalise=False, agent_id=slots.width > 1)
         fan_ins = (self.seen + self.done,) * self.slots.count
         self.body = Body({"joint": Vector(fan_ins[0]), **pictures}, fan_ins, self.slots, network, generator)
         self.norm = ObservationNorm(1, self.seen) if form.network.normalise and self.seen else None
-        self.head = StackedLinear((self.body.size,) * self.slots.count, 1, generator, gain=0.01)
+        self.head = StackedLinear(self.body.sizes, 1, generator, gain=0.01)
 
     def units(self) -> dict[str, Units]:
         """The body's hidden units."""

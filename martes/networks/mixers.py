@@ -39,8 +39,8 @@ class Joint(NamedTuple):
     def at(cls, rows: slice, outputs: Outputs, action: Tensor, fields: Mapping[str, Tensor], state: Tensor) -> "Joint":
         """What `action` [time env agent] is at these of the rows that outputs, fields and state hold."""
         q, features, alive = outputs["q"][rows], outputs["features"][rows], fields["agent_mask"][rows]
-        own = q.gather(-1, action.long().unsqueeze(-1)).squeeze(-1).masked_fill(~alive, 0.0)
-        return cls(own, action, features, alive, state[rows])
+        own = q.gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
+        return cls(torch.where(alive, own, 0.0), action, features, alive, state[rows])
 
 
 @dataclass(frozen=True)

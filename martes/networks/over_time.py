@@ -173,10 +173,12 @@ class Block(nn.Module):
         self.inward = StackedLinear(size, wide[0], generator)
         self.outward = StackedLinear(wide, shape.size, generator, gain=0.1)
 
-    def forward(self, x: Rows, evaluate: Evaluation, state: Tensor | None) -> tuple[Rows, Tensor | None]:
-        """The tokens after this block, and its state after the last of them."""
+    def forward(
+        self, x: Rows, evaluate: Evaluation, state: Tensor | None, every: int = 1
+    ) -> tuple[Float[Tensor, "slot row read size"], Tensor | None]:
+        """The tokens after this block, the last of each `every` alone, and its state after the last of all."""
         told, state = self.mixing(self._normed(0, x), evaluate, state)
-        x = x + told
+        x = (x + told)[:, :, every - 1 :: every]
         wide = functional.gelu(self.inward(self._normed(1, x).flatten(1, 2)))
         return x + self.outward(wide).view(x.shape), state
 
@@ -187,11 +189,11 @@ class Block(nn.Module):
 class OverTime(nn.Module):
     """Features of what was seen up to each step, with stacked parameters; `step` and `sequence` agree to rounding."""
 
-    def __init__(self, slots: int, fan_in: int, shape: OverTimeShape, generator: torch.Generator) -> None:
+    def __init__(self, fan_ins: tuple[int, ...], shape: OverTimeShape, generator: torch.Generator) -> None:
         super().__init__()
-        self.shape = shape
+        slots, self.shape = len(fan_ins), shape
         self.past = Attending(shape) if shape.kind == "attention" else Retaining(shape)
-        self.inward = StackedLinear((fan_in,) * slots, shape.size, generator, gain=1.0)
+        self.inward = StackedLinear(fan_ins, shape.size, generator, gain=1.0)
         self.blocks = nn.ModuleList(Block(slots, shape, generator) for _ in range(shape.layers))
         self.norm = StackedNorm(slots, shape.size) if shape.norm else None
 
@@ -207,23 +209,30 @@ class OverTime(nn.Module):
         return self._through(x.unsqueeze(2), rows, self.past.acting(rows))
 
     def sequence(
-        self, x: Float[Tensor, "slot time row feature"], memory: Kept, opens: Bool[Tensor, "slot time row"]
-    ) -> tuple[Float[Tensor, "slot time row size"], dict[str, Tensor]]:
-        """Features of a window, and the memory after it; nothing is known over a step where `opens` is true."""
+        self,
+        x: Float[Tensor, "slot time row feature"],
+        memory: Kept,
+        opens: Bool[Tensor, "slot time row"],
+        every: int = 1,
+    ) -> tuple[Float[Tensor, "slot read row size"], dict[str, Tensor]]:
+        """Features of a window, and the memory after it; nothing is known over a step where `opens` is true.
+
+        Of each `every` steps the last is read: those of the others are not made, as far as nobody needs them.
+        """
         rows = {name: leaf.flatten(0, 1) for name, leaf in memory.items()}
         ways = self.past.learning(rows, opens.transpose(0, 1).flatten(1))
-        features, after = self._through(x.transpose(1, 2), rows, ways)
-        return features.unflatten(1, (-1, x.shape[1])).transpose(1, 2), after
+        features, after = self._through(x.transpose(1, 2), rows, ways, every)
+        return features.unflatten(1, (x.shape[2], -1)).transpose(1, 2), after
 
     def _through(
-        self, x: Float[Tensor, "slot row token feature"], memory: Kept, ways: Evaluated
+        self, x: Float[Tensor, "slot row token feature"], memory: Kept, ways: Evaluated, every: int = 1
     ) -> tuple[Float[Tensor, "slot line size"], dict[str, Tensor]]:
         """`slot (row token) size` of the last block, and the memory, `slot row ...`."""
         slots, rows, tokens = x.shape[:3]
         line = self.inward(x.flatten(1, 2)).unflatten(1, (rows, tokens))
         after: list[Tensor] = []
-        for block, before in zip(self.blocks, memory["states"].unbind(1), strict=True):
-            line, state = block(line, ways.evaluate, before)
+        for depth, (block, before) in enumerate(zip(self.blocks, memory["states"].unbind(1), strict=True), 1):
+            line, state = block(line, ways.evaluate, before, every if depth == len(self.blocks) else 1)
             after.append(state)
         features = line.flatten(1, 2)
         left = {"states": torch.stack(after, dim=1), **ways.known}

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from martes.data import Continuous, Discrete, Field, Memory, TeamSpec
 from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian, gumbel
 from martes.networks.blocks import Body, Network
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 from martes.networks.units import Units
@@ -45,7 +45,7 @@ class Policy(TemporalModule):
         self.register_buffer("floor", None if floor is None else torch.tensor(floor, device=generator.device))
         self.kind = team.action_kind
         self.agents = team.size
-        self.slots = Slots(slot_of_agents(team, sharing))
+        self.slots = slots_of(team, sharing)
         self.body = Body(team.parts, self.slots.widest(team.observation_sizes), self.slots, network, generator)
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())
@@ -53,9 +53,7 @@ class Policy(TemporalModule):
         self.is_continuous = self.kind is Continuous
         self.sees_spread = sees_spread and self.is_continuous
         outputs = self.legal[0].numel()
-        self.head = StackedLinear(
-            (self.body.size,) * self.slots.count, outputs * (1 + self.sees_spread), generator, gain=0.01
-        )
+        self.head = StackedLinear(self.body.sizes, outputs * (1 + self.sees_spread), generator, gain=0.01)
         if self.is_continuous:
             low, high = team.bounds
             self.register_buffer("low", low, persistent=False)

@@ -15,7 +15,7 @@ from martes.maths.masks import masked_logits, masked_mean
 from martes.maths.schedules import Exponential, Linear, Schedule
 from martes.networks.blocks import Body, Network
 from martes.networks.policies import executed
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import Inputs, Outputs, TemporalModule
 
@@ -84,7 +84,7 @@ class ValuePolicy(TemporalModule):
         super().__init__()
         _refuse_other_kinds(team)
         self.form, self.exploration, self.rate = form, exploration, exploration.start
-        self.slots = Slots(slot_of_agents(team, form.sharing))
+        self.slots = slots_of(team, form.sharing)
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())
         actions = team.legal_actions.shape[1]
@@ -95,7 +95,7 @@ class ValuePolicy(TemporalModule):
         self.register_buffer("codes", torch.eye(actions + 1)[:, 1:], persistent=False)  # the first code is no action
         # Near 0 at first: what is expected too much is long bootstrapped from.
         outputs = actions + form.is_dueling
-        self.head = StackedLinear((self.body.size,) * self.slots.count, outputs, generator, gain=0.01)
+        self.head = StackedLinear(self.body.sizes, outputs, generator, gain=0.01)
         masks = ("action_mask",) if team.masks_actions else ()
         forced = ("forced", "forced_action") if team.forces_actions else ()
         self.reads = (*(name for name in self.body.reads if name != LAST), *masks, *forced, "agent_mask")
@@ -122,8 +122,7 @@ class ValuePolicy(TemporalModule):
         if self.exploration.kind == "softmax":
             return {"noise": self.rate * gumbel(shape, generator, device)}
         drawn = torch.rand(*shape[:-1], shape[-1] + 1, generator=generator, device=device)
-        noise, coin = drawn.split((shape[-1], 1), dim=-1)
-        return {"explores": coin < self.rate, "noise": noise}
+        return {"explores": drawn[..., -1:] < self.rate, "noise": drawn[..., :-1]}
 
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
         """Choice and values of one step."""

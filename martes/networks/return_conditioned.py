@@ -12,7 +12,7 @@ from martes.networks.actions import Choices
 from martes.networks.blocks import Body, Network
 from martes.networks.deterministic import ActionCodes
 from martes.networks.policies import Distribution
-from martes.networks.sharing import Sharing, Slots, slot_of_agents
+from martes.networks.sharing import Sharing, slots_of
 from martes.networks.stacked import StackedLinear
 from martes.networks.temporal import EARNED, Inputs, Outputs, TemporalModule
 from martes.networks.units import Units
@@ -41,13 +41,13 @@ class ReturnConditioned(TemporalModule):
     ) -> None:
         super().__init__()
         self.tokens = tokens
-        self.slots = Slots(slot_of_agents(team, sharing))
+        self.slots = slots_of(team, sharing)
         self.codes, self.choices = ActionCodes(team), Choices(team, self.slots)
         told = {DONE: Vector(self.codes.size), WANTED: Vector(1), KIND: Vector(tokens)}
         more = self.codes.size + 1 + tokens
         sizes = self.slots.widest(tuple(size + more for size in team.observation_sizes))
         self.body = Body(told | dict(team.parts), sizes, self.slots, network, generator)  # what is padded stands last
-        self.head = StackedLinear((self.body.size,) * self.slots.count, self.choices.outputs, generator, gain=0.01)
+        self.head = StackedLinear(self.body.sizes, self.choices.outputs, generator, gain=0.01)
         self.seen = tuple(team.parts)
         self.reads = (*self.seen, *self.choices.reads, EARNED)
         self.writes = self.choices.writes
@@ -106,11 +106,8 @@ class ReturnConditioned(TemporalModule):
         told = self._told(inputs, before)
         line = {name: torch.stack([token[name] for token in told], dim=1).flatten(0, 1) for name in told[0]}
         opens = functional.pad(start.unsqueeze(1), (0, 0, 0, self.tokens - 1)).flatten(0, 1)
-        features, hidden = self.body.sequence(line, hidden, opens)
-        return self._scores(features, tuple(opens.shape))[self.tokens - 1 :: self.tokens], {
-            "hidden": hidden,
-            DONE: code[-1],
-        }
+        features, hidden = self.body.sequence(line, hidden, opens, every=self.tokens)
+        return self._scores(features, tuple(start.shape)), {"hidden": hidden, DONE: code[-1]}
 
     def _told(self, inputs: Inputs, done: Tensor) -> list[dict[str, Tensor]]:
         """The tokens of a step, as the body reads them: what a token does not tell is zeros there."""

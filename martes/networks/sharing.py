@@ -24,6 +24,11 @@ def slot_of_agents(team: TeamSpec, sharing: Sharing) -> tuple[int, ...]:
             return tuple(range(team.size))
 
 
+def slots_of(team: TeamSpec, sharing: Sharing) -> "Slots":
+    """The slots of a team's agents, who are called by their own names and their groups'."""
+    return Slots(slot_of_agents(team, sharing), tuple(zip(team.agents, team.group_of, strict=True)))
+
+
 class Slots(nn.Module):
     """The way from the agents' layout `* agent feature` to that of stacked parameters, `slot row feature`, and back.
 
@@ -35,8 +40,10 @@ class Slots(nn.Module):
     member: Int64[Tensor, "place"]
     is_genuine: Bool[Tensor, "place"]
 
-    def __init__(self, slot_of_agent: tuple[int, ...]) -> None:
+    def __init__(self, slot_of_agent: tuple[int, ...], names: tuple[tuple[str, ...], ...] = ()) -> None:
         super().__init__()
+        self.names = names
+        """What each agent is called, its own name before its group's; empty: they are a team's as a whole."""
         self.count = max(slot_of_agent) + 1
         members = [[agent for agent, slot in enumerate(slot_of_agent) if slot == each] for each in range(self.count)]
         self.width = max(len(each) for each in members)

@@ -13,18 +13,35 @@ NARROW = 16
 """Outputs below which torch's plain linear map has the faster gradient than a batched product."""
 
 
+EPSILON = 1e-5
+"""What torch's layer norm adds to a variance."""
+
+
 class StackedLinear(nn.Module):
-    """y = x W_s + b_s for slot s, orthogonal at each slot's own fan-in; weights of padded inputs are 0 and stay 0."""
+    """y = x W_s + b_s for slot s, orthogonal at each slot's own size; weights of padding are 0 and stay 0.
+
+    `fan_outs`: outputs of all slots alike, or of each; `width`: how many they are padded to, none: to the widest.
+    """
 
     def __init__(
-        self, fan_ins: tuple[int, ...], fan_out: int, generator: torch.Generator, gain: float = 2**0.5
+        self,
+        fan_ins: tuple[int, ...],
+        fan_outs: int | tuple[int, ...],
+        generator: torch.Generator,
+        gain: float = 2**0.5,
+        width: int | None = None,
     ) -> None:
         super().__init__()
-        weight = torch.zeros(len(fan_ins), fan_out, max(fan_ins), device=generator.device)
-        for slot, fan_in in enumerate(fan_ins):
-            nn.init.orthogonal_(weight[slot, :, :fan_in], gain, generator=generator)
+        sizes = (fan_outs,) * len(fan_ins) if isinstance(fan_outs, int) else fan_outs
+        weight = torch.zeros(len(fan_ins), width or max(sizes), max(fan_ins), device=generator.device)
+        for own, fan_in, fan_out in zip(weight, fan_ins, sizes, strict=True):
+            if fan_out:
+                nn.init.orthogonal_(own[:fan_out, :fan_in], gain, generator=generator)
         self.weight = nn.Parameter(weight)  # slot out in
-        self.bias = nn.Parameter(torch.zeros(len(fan_ins), fan_out))
+        self.bias = nn.Parameter(torch.zeros(weight.shape[:2]))
+        own = sum(fan_out * (fan_in + 1) for fan_in, fan_out in zip(fan_ins, sizes, strict=True))
+        self.padding = self.weight.numel() + self.bias.numel() - own
+        """Entries that are 0 and stay 0."""
 
     def forward(self, x: Float[Tensor, "slot row fan_in"]) -> Float[Tensor, "slot row fan_out"]:
         """The image of every row under its slot's map."""
@@ -32,6 +49,14 @@ class StackedLinear(nn.Module):
         if len(weight) == 1 and weight.shape[1] < NARROW:
             return functional.linear(x, weight.squeeze(0), bias.squeeze(0))
         return torch.baddbmm(bias.unsqueeze(1), x, weight.transpose(1, 2))
+
+    def moved(
+        self, x: Float[Tensor, "slot rows fan_in"], by: Float[Tensor, "slot member fan_out"]
+    ) -> Float[Tensor, "slot rows fan_out"]:
+        """The image of every row, moved by what is added for its member; rows are those of all members in turn."""
+        offset = (self.bias.unsqueeze(1) + by).unsqueeze(1).expand(-1, x.shape[1] // by.shape[1], -1, -1)
+        # A copy, which the product is added to: no view is written over, else its gradient would be copied thrice.
+        return offset.flatten(1, 2).contiguous().baddbmm_(x, self.weight.transpose(1, 2))
 
     def outputs(self, blocks: int = 1) -> tuple[Place, ...]:
         """Where the units stand that it makes."""
@@ -43,16 +68,37 @@ class StackedLinear(nn.Module):
 
 
 class StackedNorm(nn.Module):
-    """Layer normalisation (Ba et al. 2016) with gain and bias of each slot's own."""
+    """Layer normalisation (Ba et al. 2016) with gain and bias of each slot's own.
 
-    def __init__(self, slots: int, width: int) -> None:
+    `sizes`: units of each slot; what stands behind them is padding, counts in no mean and comes out as 0.
+    """
+
+    is_own: Tensor | None
+    """[slot 1 width] 1 for a unit, 0 for padding; None: there is no padding."""
+
+    def __init__(self, slots: int, width: int, sizes: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(slots, width))
         self.bias = nn.Parameter(torch.zeros(slots, width))
+        self.padding = 2 * sum(width - size for size in sizes)
+        """Entries that are 0 and stay 0."""
+        is_own = None
+        if self.padding:
+            is_own = (torch.arange(width) < torch.tensor(sizes).view(-1, 1, 1)).float()
+            self.weight.data.mul_(is_own.squeeze(1))
+        self.register_buffer("is_own", is_own, persistent=False)
 
     def forward(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row width"]:
         """Rows with mean 0 and variance 1, scaled and shifted."""
-        return functional.layer_norm(x, x.shape[-1:]) * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
+        return self._standardised(x) * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
+
+    def _standardised(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row width"]:
+        own = self.is_own
+        if own is None:
+            return functional.layer_norm(x, x.shape[-1:])
+        size = own.sum(-1, keepdim=True).clamp(min=1)  # of a slot without this layer nothing is read
+        centred = (x - (x * own).sum(-1, keepdim=True) / size) * own
+        return centred * torch.rsqrt(centred.square().sum(-1, keepdim=True) / size + EPSILON)
 
     def normed(self, before: tuple[Place, ...]) -> Normed:
         """The units that it goes through, made by `before`."""
@@ -100,11 +146,11 @@ class StackedConvolutions(nn.Module):
 class StackedGRU(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) per slot, torch's variant of the candidate gate."""
 
-    def __init__(self, slots: int, fan_in: int, size: int, generator: torch.Generator) -> None:
+    def __init__(self, fan_ins: tuple[int, ...], size: int, generator: torch.Generator) -> None:
         super().__init__()
         self.size = size
-        self.inward = StackedLinear((fan_in,) * slots, 3 * size, generator, gain=1.0)
-        self.recurrent = StackedLinear((size,) * slots, 3 * size, generator, gain=1.0)
+        self.inward = StackedLinear(fan_ins, 3 * size, generator, gain=1.0)
+        self.recurrent = StackedLinear((size,) * len(fan_ins), 3 * size, generator, gain=1.0)
 
     def step(
         self, x: Float[Tensor, "slot row gates"], h: Float[Tensor, "slot row size"]

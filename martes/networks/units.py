@@ -42,6 +42,8 @@ class Units(NamedTuple):
     normed: Normed | None = None
     is_stacked: bool = True
     """Have the parameters a leading slot axis?"""
+    own: tuple[int, ...] = ()
+    """How many each slot has, where they differ: the rest is padding."""
 
     @property
     def incoming(self) -> tuple[Place, ...]:

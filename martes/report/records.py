@@ -106,6 +106,7 @@ _NO_MATTER = (
     "training.threads",
     "training.save_every",
     "training.keep",
+    "evaluation.background",
     "logging.",
 )
 """Settings that tell seeds, machines and habits apart, not experiments."""

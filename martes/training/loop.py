@@ -64,6 +64,7 @@ def train(plan: Plan, folder: RunFolder, log: Log, origin: Path | None = None, m
                     learner.experience.add(window, collector.final)
                 metrics = [learner.update(batch) for batch in learner.experience.due(session.steps)]
             log.update(session.steps, averaged(metrics), collector.episodes.taken())
+            session.note()
             if session.is_finished or is_due(evaluation.every, before, session.steps):
                 session.evaluate()
             if session.is_finished or stop.is_set() or is_due(training.save_every, before, session.steps):

@@ -132,8 +132,8 @@ class Csv:
 class TensorBoard:
     """The same numbers as TensorBoard scalars over environment steps.
 
-    A resumed run opens a new event file that declares everything from the last kept step on void, then repeats the rows
-    kept of that step: readers see neither a gap nor a number twice.
+    A resumed run opens a new event file that declares everything from the last kept row's step on void, then repeats
+    the rows kept from there on: readers see neither a gap nor a number twice.
     """
 
     def __init__(self, folder: Path, kept: list[Row]) -> None:
@@ -142,7 +142,7 @@ class TensorBoard:
         last = int(kept[-1]["step"] or 0) if kept else 0
         self._writer = SummaryWriter(str(folder), purge_step=last)
         for row in kept:
-            if row["step"] == last:
+            if int(row["step"] or 0) >= last:  # later, too: what is evaluated in the background comes late
                 self.write(row)
 
     def write(self, row: Row) -> None:

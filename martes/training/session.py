@@ -2,15 +2,18 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from martes.data import VectorEnv
 from martes.envs.catalogue import environment
+from martes.envs.process import Hosting
 from martes.envs.settings import Environment
 from martes.errors import CheckpointError
 from martes.training import checkpoint
+from martes.training.background import Evaluator
 from martes.training.collect import Collector
 from martes.training.evaluate import Scores, evaluate
 from martes.training.log import Log
@@ -26,7 +29,7 @@ MakeEnv = Callable[[Environment, int, str], VectorEnv]
 class Session:
     """Environment, learner, collector and log of one run, and how many environment steps it has made.
 
-    Leaving it closes the environments.
+    Leaving it closes the environments, and ends the process that evaluates in the background.
     """
 
     def __init__(self, plan: Plan, folder: RunFolder, log: Log, make: MakeEnv = environment) -> None:
@@ -38,7 +41,10 @@ class Session:
         self.scores: Scores | None = None
         """What the last evaluation gave."""
         self._scored_at = self._saved_at = -1
+        self._testing_at = -1
+        """The step whose policy is being tested in the background; -1: none is."""
         self._test_env: VectorEnv | None = None
+        self._evaluator: Evaluator | None = None
         seed, device = plan.training.seed, plan.training.device
         data = plan.training.data
         self.env = make(plan.env, 1 if data else plan.env.copies, device)
@@ -58,9 +64,9 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for env in (self.env, self._test_env):
-            if env is not None:
-                env.close()
+        for each in (self._evaluator, self.env, self._test_env):
+            if each is not None:
+                each.close()
 
     def begin(self, origin: Path | None = None) -> None:
         """Goes to where the checkpoint `origin` (none given: the newest of the folder) was saved, or to the first step.
@@ -73,6 +79,7 @@ class Session:
             return
         state: Any = checkpoint.load(origin)
         try:
+            is_owed = bool(state.get("owes_evaluation"))
             self.load_state_dict(state)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
@@ -81,6 +88,8 @@ class Session:
                 f"resume with the settings in {self.folder.config}, or name another run folder"
             ) from error
         self._saved_at = self.steps
+        if is_owed:
+            self.evaluate()
 
     @property
     def pace(self) -> int:
@@ -93,24 +102,62 @@ class Session:
         return self.steps >= self.plan.training.steps
 
     def evaluate(self) -> None:
-        """Scores the policy as it is now, once; training's environments and random states are left alone."""
-        if self._scored_at == self.steps:
+        """Scores the policy as it is now, once; training's environments and random states are left alone.
+
+        In the background this begins the test, as soon as the one before has ended; `note` takes its scores in. That of
+        the final policy is waited for.
+        """
+        if self.steps not in (self._scored_at, self._testing_at):
+            self.note(waits=True)
+            seed = seed_of(self.plan.training.seed, "evaluation", self.steps)
+            with self.log.phase("evaluate"):
+                if self.plan.evaluation.background:
+                    self._begin(seed)
+                else:
+                    self._take(self.steps, self._played(seed))
+        if self.is_finished:
+            self.note(waits=True)
+
+    def _played(self, seed: int) -> Scores:
+        wanted, task = self.plan.evaluation, self.plan.env
+        if self._test_env is None:
+            task = replace(task, workers=0) if task.workers == "auto" else task  # too short to time it again
+            self._test_env = self._make(task, min(task.copies, wanted.episodes), self.plan.training.device)
+        return evaluate(self.learner.policy, self._test_env, wanted.episodes, seed, wanted.greedy)
+
+    def _begin(self, seed: int) -> None:
+        wanted, task = self.plan.evaluation, self.plan.env
+        if self._evaluator is None:
+            make = partial(self._make, replace(task, workers=0), min(task.copies, wanted.episodes), "cpu")
+            hosting = Hosting(1, task.timeout, task.start_method)
+            policy = self.learner.policy
+            self._evaluator = Evaluator(make, policy, wanted.episodes, greedy=wanted.greedy, hosting=hosting)
+        self._evaluator.begin(seed)
+        self._testing_at = self.steps
+
+    def note(self, waits: bool = False) -> None:
+        """Takes in the scores of the test in the background once it has ended; `waits` until it has."""
+        if self._evaluator is None or not self._evaluator.is_busy:
             return
-        wanted, seed = self.plan.evaluation, self.plan.training.seed
         with self.log.phase("evaluate"):
-            if self._test_env is None:
-                task = self.plan.env
-                task = replace(task, workers=0) if task.workers == "auto" else task  # too short to time it again
-                self._test_env = self._make(task, min(task.copies, wanted.episodes), self.plan.training.device)
-            seed = seed_of(seed, "evaluation", self.steps)
-            self.scores = evaluate(self.learner.policy, self._test_env, wanted.episodes, seed, wanted.greedy)
-        self._scored_at = self.steps
-        self.log.evaluation(self.steps, self.scores)
+            found = self._evaluator.result() if waits else self._evaluator.poll()
+        if found is not None:
+            self._take(self._testing_at, found.scores)
+            self._testing_at = -1
+
+    def _take(self, steps: int, scores: Scores) -> None:
+        self.scores, self._scored_at = scores, steps
+        self.log.evaluation(steps, scores)
 
     def save(self) -> None:
-        """Writes a checkpoint of this step, once."""
+        """Writes a checkpoint of this step, once. What was scored before is in it: a test under way is waited for.
+
+        One of this very step is not; who goes on from here plays it again, with the same weights.
+        """
         if self._saved_at == self.steps:
             return
+        if self._testing_at != self.steps:
+            self.note(waits=True)
         with self.log.phase("save"):
             checkpoint.save(self.folder.checkpoints, self.state_dict(), self.steps, self.plan.training.keep)
         self._saved_at = self.steps
@@ -120,6 +167,7 @@ class Session:
         return {
             "steps": self.steps,
             "scored_at": self._scored_at,
+            "owes_evaluation": self._testing_at == self.steps,
             "scores": asdict(self.scores) if self.scores is not None else None,
             "learner": self.learner.state_dict(),
             "experience": self.learner.experience.state_dict(),

@@ -37,6 +37,8 @@ class Evaluation:
     """Episodes of each evaluation."""
     greedy: bool = True
     """Take the most probable action (or sample as in training)?"""
+    background: bool = False
+    """Play them on the CPU in a process beside training, which goes on? It waits where the next is due meanwhile."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import os
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from martes.data import Field, Fields, Memory, Schema, TeamSpec, VectorEnv, Workspace
+from martes.data import Field, Fields, Schema, TeamSpec, VectorEnv, Workspace
 from martes.data.trees import mapped
 from martes.envs import worker
 from martes.envs.process import Hosting, cores
@@ -64,7 +64,6 @@ class Role:
 class Part(NamedTuple):
     """What a lane's window comes with."""
 
-    memory: Memory
     final: Fields | None
     finished: dict[str, Tensor]
 
@@ -78,15 +77,16 @@ class Lane:
         self.collector.start(seed_of(seed, "environment", index))
 
     def collect(self, into: Workspace, version: int) -> Part:
-        """Writes the next window `into` these environments' columns."""
-        collector = self.collector
+        """Writes the next window `into` these environments' columns, and the memory before it where theirs lies."""
+        collector, before = self.collector, into.memory
         for name, field in into.schema.items():
             if field.extra_row:
                 into[name][into.time].copy_(collector.window[name][into.time])
         collector.window = into
         window = collector.collect()
         window["version"].fill_(version)
-        return Part(window.memory, collector.final, collector.episodes.taken())
+        window.memory = mapped(Tensor.copy_, before, window.memory)  # in place: to pickle it took most of a short call
+        return Part(collector.final, collector.episodes.taken())
 
 
 class Workers:
@@ -115,6 +115,7 @@ class Workers:
             self._crew = _Processes(make, self.role, shares(lanes, count), seed, hosting)
         else:
             self._crew = _Here(make, self.role, lanes, seed)
+        self._memories = [window.memory for window in self._crew.windows]
 
     def __enter__(self) -> "Workers":
         return self
@@ -164,8 +165,7 @@ class Workers:
         self._is_acting = False
         parts = self._crew.parts()
         window = self._crew.windows[self._current]
-        memory, *others = (part.memory for part in parts)
-        window.memory = mapped(lambda *leaves: torch.cat(leaves), memory, *others)
+        window.memory = self._memories[self._current]
         self.finished = _joined([part.finished for part in parts])
         self.final = _in_order(window, parts) if self.role.experience.keeps_final else None
         return window
@@ -194,8 +194,10 @@ def _in_order(window: Workspace, parts: list[Part]) -> Fields | None:
     return {name: torch.cat([each[name] for each in told])[order] for name in told[0]}
 
 
-def _windows(schema: Schema, steps: int, envs: int, allocate: Allocate) -> list[Workspace]:
-    """Workspaces whose tensors lie where `allocate` puts them."""
+def _windows(role: Role, team: TeamSpec, envs: int, allocate: Allocate) -> list[Workspace]:
+    """Workspaces whose tensors lie where `allocate` puts them, and so does the memory before each."""
+    schema, steps = Schema.from_team(team).extended(**role.fields), role.experience.steps
+    memory = role.policy.initial_memory(envs)
 
     def tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.from_numpy(allocate(shape, torch.empty(0, dtype=dtype).numpy().dtype))
@@ -204,9 +206,20 @@ def _windows(schema: Schema, steps: int, envs: int, allocate: Allocate) -> list[
         tensors = {name: tensor(schema.shape(name, steps, envs), field.dtype) for name, field in schema.items()}
         for name, field in schema.items():
             tensors[name].fill_(field.fill)
-        return Workspace.of(schema, tensors, tensor((steps, envs), torch.bool))
+        made = Workspace.of(schema, tensors, tensor((steps, envs), torch.bool))
+        made.memory = mapped(lambda leaf: tensor(tuple(leaf.shape), leaf.dtype), memory)
+        return made
 
     return [window() for _ in range(BUFFERS)]
+
+
+def _of_lanes(window: Workspace, lanes: Iterable[int], envs: int) -> list[Workspace]:
+    """The columns of each of these lanes, with their part of the memory."""
+    found: list[Workspace] = []
+    for first in (lane * envs for lane in lanes):
+        found.append(window.columns(first, first + envs))
+        found[-1].memory = mapped(lambda leaf, at=slice(first, first + envs): leaf[at], window.memory)
+    return found
 
 
 class _Here:
@@ -219,17 +232,15 @@ class _Here:
         self.team = self._lanes[0].env.team
         self.weights = SharedWeights(role.policy, np.zeros)
         self.weights.publish(role.policy)
-        schema = Schema.from_team(self.team).extended(**role.fields)
-        self._each = self._lanes[0].env.num_envs
-        self.windows = _windows(schema, role.experience.steps, lanes * self._each, np.zeros)
+        envs = self._lanes[0].env.num_envs
+        self.windows = _windows(role, self.team, lanes * envs, np.zeros)
+        self._columns = [_of_lanes(window, range(lanes), envs) for window in self.windows]
         self._parts: list[Part] = []
 
     def begin(self, buffer: int) -> None:
         version = self.weights.load(self._policy)
-        self._parts = [
-            lane.collect(self.windows[buffer].columns(index * self._each, (index + 1) * self._each), version)
-            for index, lane in enumerate(self._lanes)
-        ]
+        columns = self._columns[buffer]
+        self._parts = [lane.collect(into, version) for lane, into in zip(self._lanes, columns, strict=True)]
 
     def is_done(self) -> bool:
         return True
@@ -259,9 +270,7 @@ class _Processes:
             try:
                 self.weights = SharedWeights(role.policy, worker.shared(handles))
                 self.weights.publish(role.policy)
-                schema = Schema.from_team(self.team).extended(**role.fields)
-                lanes = slices[-1].stop
-                self.windows = _windows(schema, role.experience.steps, lanes * envs, worker.shared(handles))
+                self.windows = _windows(role, self.team, slices[-1].stop * envs, worker.shared(handles))
                 force.share(None, handles)
             finally:
                 for handle in handles:
@@ -280,7 +289,7 @@ class _Processes:
         return [
             part
             for each, answer in zip(self._force.workers, told, strict=True)
-            for part in (pickle.loads(answer) if answer else [Part((), None, {})] * len(each.copies))
+            for part in (pickle.loads(answer) if answer else [Part(None, {})] * len(each.copies))
         ]
 
     def close(self) -> None:
@@ -302,15 +311,14 @@ def acting(
     pipe.recv()
     allocate = worker.received(pipe)
     weights = SharedWeights(role.policy, allocate)
-    schema = Schema.from_team(lanes[0].env.team).extended(**role.fields)
-    windows = _windows(schema, role.experience.steps, total * envs, allocate)
-    columns = [[window.columns(index * envs, (index + 1) * envs) for index in copies] for window in windows]
+    windows = _windows(role, lanes[0].env.team, total * envs, allocate)
+    columns = [_of_lanes(window, copies, envs) for window in windows]
     pipe.send_bytes(DONE)
 
     def answer(order: bytes) -> bytes:
         version = weights.load(role.policy)
         parts = [lane.collect(into, version) for lane, into in zip(lanes, columns[order[0]], strict=True)]
-        is_told = any(part.memory != () or part.final is not None or part.finished for part in parts)
+        is_told = any(part.final is not None or part.finished for part in parts)
         return DONE + (pickle.dumps(parts) if is_told else b"")
 
     return answer

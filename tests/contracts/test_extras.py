@@ -21,6 +21,7 @@ from martes.errors import require
         ("gymnasium_robotics", "mamujoco"),
         ("mujoco", "mamujoco"),
         ("magent2", "magent"),
+        ("pymunk", "butterfly"),
         ("lle", "lle"),
         ("pyspiel", "hanabi"),
         ("shimmy", "hanabi"),

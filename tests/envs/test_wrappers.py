@@ -26,6 +26,7 @@ WRAPPED = [
     ("multi-discrete-masked", Wrap(last_action=True, team_reward="mean")),
     ("continuous", Wrap(last_action=True)),
     ("image", Wrap(frame_stack=3, last_action=True, agent_id=True)),
+    ("image", Wrap(shrink=3, frame_stack=2)),
 ]
 
 
@@ -241,6 +242,7 @@ def test_a_state_of_other_wrappers_is_refused():
     ("values", "told"),
     [
         ({"frame_stack": 0}, r"frame_stack is 0.*at least 1"),
+        ({"shrink": 0}, r"shrink is 0.*at least 1"),
         ({"time_limit": 0}, r"time_limit is 0.*at least 1"),
         ({"reward_scale": 0.0}, r"reward_scale is 0\.0.*above 0"),
         ({"reward_scale": float("inf")}, r"reward_scale is inf"),
@@ -252,6 +254,27 @@ def test_a_state_of_other_wrappers_is_refused():
 def test_settings_that_cannot_be_are_refused(values: dict, told: str):
     with pytest.raises(ConfigError, match=told):
         Wrap(**values)
+
+
+def test_smaller_pictures_are_means_of_blocks():
+    plain, small = BatchedEnv(WORLDS["image"], 2), wrapped(BatchedEnv(WORLDS["image"], 2), Wrap(shrink=3))
+    assert small.team.parts["obs/camera"].shape == (3, 2, 2), "8 pixels are two blocks, and two left out"
+    whole, seen = (env.reset(4).seen for env in (plain, small))
+    camera = whole["obs/camera"][..., :6, :6].double()
+    by_hand = torch.stack(
+        [torch.stack([camera[..., i : i + 3, j : j + 3].mean((-2, -1)) for j in (0, 3)], -1) for i in (0, 3)], -2
+    )
+    assert seen["obs/camera"].dtype == torch.uint8 == whole["obs/camera"].dtype
+    assert (seen["obs/camera"].double() - by_hand).abs().max() <= 0.5
+    assert torch.equal(seen["obs/vector"], whole["obs/vector"])
+
+
+@pytest.mark.parametrize(
+    ("world", "factor", "told"), [("discrete", 2, "sees no pictures"), ("image", 9, "more than the 8 x 8 pixels")]
+)
+def test_what_cannot_be_made_smaller_is_refused(world: str, factor: int, told: str):
+    with pytest.raises(ConfigError, match=told):
+        wrapped(BatchedEnv(WORLDS[world], 1), Wrap(shrink=factor))
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -83,7 +83,7 @@ def test_a_killed_worker_costs_only_its_members_generation(processes, tmp_path):
 def test_a_member_that_kills_every_worker_is_given_up(tmp_path):
     place = Processes(1)
     try:
-        with pytest.raises(MartesError, match="the process of member 0 died 3 times"):
+        with pytest.raises(MartesError, match=r"the process of member 0 died 3 times: .* was killed by SIGKILL"):
             place.outcomes(work(a_plan(), fitness=DiesOnce(tmp_path / "mark", 9)), members(a_plan(), 1))
     finally:
         place.close()
@@ -91,6 +91,14 @@ def test_a_member_that_kills_every_worker_is_given_up(tmp_path):
 
 def test_an_error_of_a_worker_is_raised_here(processes):
     refused(processes)
+
+
+def test_what_an_error_leaves_under_way_is_no_answer_to_what_is_asked_next(processes):
+    plan = a_plan()
+    refused(processes)  # by both members, of whom one is heard
+    here = Here().outcomes(work(plan), members(plan, 3))
+    there = processes.outcomes(work(plan), members(plan, 3))
+    assert all(same(a.member, b.member) for a, b in zip(here, there, strict=True))
 
 
 def test_an_error_that_cannot_travel_tells_its_cause():
@@ -106,10 +114,11 @@ def test_an_error_that_cannot_travel_tells_its_cause():
 def test_workers_end_with_their_place():
     place = Processes(1)
     place.outcomes(work(a_plan()), members(a_plan(), 1))
-    process = place._idle[0].process
-    assert process.is_alive()
+    pid = place._idle[0].workers[0].pid
+    os.kill(pid, 0)
     place.close()
-    assert not process.is_alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_place_is_made_by_its_name():

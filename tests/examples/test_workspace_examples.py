@@ -1,4 +1,4 @@
-"""The examples of the workspace as a library run, in small."""
+"""The examples of the workspace as a library, and of one call for each method, run in small."""
 
 import subprocess
 import sys
@@ -15,6 +15,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
         ("differentiable_pendulum.py", ("2", "4", "5"), "an episode of 200 steps pays -"),
         ("imagination.py", ("1", "2", "4"), "a true episode of 200 steps pays -"),
         ("background_evaluation.py", ("2", "4"), "version 1: -"),
+        ("cartpole_ppo.py", ("1024",), "after 0 steps the return is "),
+        ("qmix_two_step.py", ("300",), "qmix earns "),
+        ("imitation.py", ("1024", "24", "2"), "after 2 gradient steps"),
     ],
 )
 def test_the_example_runs(script, budget, told, tmp_path):

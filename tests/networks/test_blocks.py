@@ -8,7 +8,7 @@ from martes.data import Image, Vector
 from martes.errors import ConfigError
 from martes.networks.blocks import Body, Network, ObservationNorm
 from martes.networks.sharing import Slots
-from martes.networks.stacked import StackedConvolutions, StackedGRU, StackedNorm
+from martes.networks.stacked import StackedConvolutions, StackedGRU, StackedLinear, StackedNorm
 
 
 def body(network: Network, parts: dict | None = None, slot_of_agent: tuple[int, ...] = (0, 0)) -> Body:
@@ -17,7 +17,7 @@ def body(network: Network, parts: dict | None = None, slot_of_agent: tuple[int, 
 
 
 def test_gru_is_torchs() -> None:
-    ours, theirs = StackedGRU(2, 3, 5, torch.Generator().manual_seed(0)), nn.GRUCell(3, 5)
+    ours, theirs = StackedGRU((3, 3), 5, torch.Generator().manual_seed(0)), nn.GRUCell(3, 5)
     nn.init.normal_(ours.inward.bias)
     nn.init.normal_(ours.recurrent.bias)
     x, h = torch.randn(2, 4, 3), torch.randn(2, 4, 5)
@@ -42,6 +42,18 @@ def test_parameters_are_counted_by_the_formula(hidden: tuple[int, ...], slot_of_
     identity = 2 * hidden[0]
     slots = max(slot_of_agent) + 1
     assert sum(p.numel() for p in made.parameters()) == slots * (layers + gru + 2 * sum(hidden)) + identity
+
+
+@pytest.mark.parametrize("members", [1, 3])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_map_moved_for_each_member_is_the_map_and_what_is_added(members: int, rows: int) -> None:
+    made = StackedLinear((5, 5), 6, torch.Generator().manual_seed(0))
+    by, x = torch.randn(2, members, 6, requires_grad=True), torch.randn(2, rows * members, 5)
+    moved, apart = made.moved(x, by), (made(x).unflatten(1, (rows, members)) + by.unsqueeze(1)).flatten(1, 2)
+    assert torch.allclose(moved, apart, atol=1e-6)
+    given, learned = torch.randn_like(moved), (by, made.weight, made.bias)
+    ours, theirs = (torch.autograd.grad(each, learned, given) for each in (moved, apart))
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(ours, theirs, strict=True))
 
 
 def test_norm_is_torchs() -> None:

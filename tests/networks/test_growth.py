@@ -111,7 +111,7 @@ def test_new_units_learn(activation: str, layer_norm: bool) -> None:
 
 def test_growth_of_a_gru_by_hand() -> None:
     """A unit has an entry in each of the three gates."""
-    old, new = (StackedGRU(1, 2, size, torch.Generator().manual_seed(size)) for size in (2, 3))
+    old, new = (StackedGRU((2,), size, torch.Generator().manual_seed(size)) for size in (2, 3))
     transfer({"gru": _Gru(old)}, {"gru": _Gru(new)})
     rows = [0, 1, 3, 4, 6, 7]  # of gates r, z, n with three units each
     assert torch.equal(new.inward.weight[0, rows], old.inward.weight[0])

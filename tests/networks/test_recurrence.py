@@ -19,7 +19,7 @@ def looped(gru: StackedGRU, x: torch.Tensor, h: torch.Tensor, keep: torch.Tensor
 
 def given(slots: int, time: int, rows: int, size: int) -> tuple[StackedGRU, list[torch.Tensor], torch.Tensor]:
     generator = torch.Generator().manual_seed(slots)
-    gru = StackedGRU(slots, 3, size, generator).double()
+    gru = StackedGRU((3,) * slots, size, generator).double()
     torch.nn.init.normal_(gru.recurrent.bias, generator=generator)
     x = torch.randn(slots, time, rows, 3 * size, generator=generator, dtype=torch.float64)
     h = torch.randn(slots, rows, size, generator=generator, dtype=torch.float64)

@@ -1,5 +1,6 @@
 """A policy told which return to reach: two faces, no token known too soon, and what it counts as earned."""
 
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from martes.data import Schema, Workspace
 from martes.data.trees import leaves
 from martes.envs.batched.engine import BatchedEnv
-from martes.networks import Chain, Network, act, replay
+from martes.networks import Chain, Network, Policy, act, replay
 from martes.networks.return_conditioned import ReturnConditioned
 from tests.worlds import WORLDS, World, crossed
 
@@ -104,3 +105,20 @@ def test_three_tokens_are_a_token_more_than_two() -> None:
     is_moved = (before != after).flatten(1).any(1)
     # Two layers of 6 tokens see 5 + 5 tokens back: the last that knows of step 3 is step 6.
     assert is_moved.tolist() == [t in (3, 4, 5, 6) for t in range(14)]
+
+
+@pytest.mark.parametrize("memory", ["none", "gru", "attention", "retention"])
+@pytest.mark.parametrize("every", [1, 3])
+def test_of_each_few_steps_the_last_is_read(memory: Literal["none", "gru", "attention", "retention"], every: int):
+    network = replace(NETWORK, memory=memory, memory_window=4)
+    team = WORLDS["discrete"].team
+    policy = Policy(team, network, "shared", torch.Generator().manual_seed(0))
+    inputs = {"obs": torch.randn(12, 4, team.size, 6), "agent_mask": torch.ones(12, 4, team.size, dtype=torch.bool)}
+    start = torch.zeros(12, 4, dtype=torch.bool)
+    start[5, 1] = True
+    memory_before = policy.body.initial_memory(4)
+    whole, after = policy.body.sequence(inputs, memory_before, start)
+    read, again = policy.body.sequence(inputs, memory_before, start, every)
+    assert torch.allclose(read, whole.unflatten(1, (12, -1))[:, every - 1 :: every].flatten(1, 2), atol=1e-6)
+    for (_, one), (_, other) in zip(leaves(after), leaves(again), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)

@@ -27,6 +27,7 @@ from tests.worlds import WORLDS
 NETWORK = Network((8, 6), "tanh", agent_id=True, hidden_by_group={"small": (4,), "big": (5, 7)})
 ROLLOUTS: dict[str, Any] = {"sharing": "group", "network": NETWORK, "rollout": 8}
 REPLAYED: dict[str, Any] = {"network": NETWORK, "rollout": 16, "ratio": 0.1, "batch": 8, "warmup": 0}
+REMEMBERING = REPLAYED | {"network": replace(NETWORK, memory="gru")}
 LEARNERS: dict[str, tuple[str, Any]] = {
     "ippo": ("unequal", PPO(critic="local", epochs=2, minibatches=1, **ROLLOUTS)),
     "mappo": ("unequal", PPO(epochs=2, minibatches=1, **ROLLOUTS)),

@@ -5,7 +5,6 @@ work runs in a process of its own. The page, its picture and what is stated of t
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
@@ -115,12 +114,14 @@ def cells(agents: Sequence[int], bounds: Bounds, console: Console) -> list[Cell]
         raise ConfigError(f"--device is {bounds.device}: torch finds no CUDA device here")
     wanted: list[tuple[Case, Work]] = [(case, work) for case in cases(agents) for work in case.works()]
     measured: list[Cell] = []
-    with suppress(KeyboardInterrupt):  # it takes long: what was measured is not thrown away
+    try:
         for index, (case, work) in enumerate(wanted, 1):
             told = (
                 f"{index}/{len(wanted)} {case.system}, {case.agents} agents, {case.steps} steps, {case.copies} copies"
             )
             measured.append(_cell(case, work, bounds, told, console))
+    except KeyboardInterrupt:  # it takes long: what was measured is not thrown away
+        console.print(f"interrupted: {len(measured)} of {len(wanted)} numbers were measured")
     return measured
 
 

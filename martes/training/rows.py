@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NoReturn, Protocol, runtime_checkable
@@ -139,6 +140,7 @@ class TensorBoard:
     def __init__(self, folder: Path, kept: list[Row]) -> None:
         from torch.utils.tensorboard import SummaryWriter  # takes a second, and not every run logs to it
 
+        _wait_for_a_later_name(folder)
         last = int(kept[-1]["step"] or 0) if kept else 0
         self._writer = SummaryWriter(str(folder), purge_step=last)
         for row in kept:
@@ -154,6 +156,15 @@ class TensorBoard:
     def close(self) -> None:
         """Closes the event file."""
         self._writer.close()
+
+
+def _wait_for_a_later_name(folder: Path) -> None:
+    """Sleeps until the second in which the folder's newest event file was opened is over, if it is not.
+
+    Readers take the files in the order of their names, which begin with that second and, within one, follow no order.
+    """
+    opened = max((int(file.name.split(".")[3]) for file in folder.glob("events.out.tfevents.*")), default=0)
+    time.sleep(min(1, max(0, opened + 1 - time.time())))  # at most one: the clock may have been set back
 
 
 class WeightsAndBiases:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from martes.errors import CheckpointError, DataError, MissingExtra
 from martes.training.log import Log
@@ -192,6 +193,17 @@ def test_a_resumed_log_has_neither_gap_nor_repeated_row(tmp_path, saved_after, l
     assert [timeless(row) for row in table(broken)] == [timeless(row) for row in table(whole)]
     compared = ("evaluation/return", "learn/kl", "train/return", "train/episodes")
     assert {tag: scalars(broken)[tag] for tag in compared} == {tag: scalars(whole)[tag] for tag in compared}
+
+
+def test_event_files_opened_within_a_second_are_read_in_their_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))  # 10 sorts before 9
+    with log_in(tmp_path, tensorboard=True) as log:
+        tell(log, STREAM[:3])
+        state = log.state_dict()
+    with log_in(tmp_path, tensorboard=True) as resumed:
+        resumed.load_state_dict(state)
+        tell(resumed, STREAM[3:])
+    assert [step for step, _ in scalars(tmp_path)["train/return"]] == [12, 21, 30, 42]
 
 
 def test_time_goes_on_over_a_resume(tmp_path):

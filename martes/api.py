@@ -13,7 +13,6 @@ from time import strftime
 import torch
 from torch import Tensor
 
-from martes.algorithms.registry import algorithm_name
 from martes.data import TeamSpec, VectorEnv, Workspace
 from martes.envs.catalogue import environment
 from martes.envs.opponents import Opponents, Rival, Trained, Uniform
@@ -25,7 +24,8 @@ from martes.experiment import Experiment, read_tree
 from martes.networks import TemporalModule
 from martes.presets import DEFAULT, PRESETS
 from martes.report import Interval, Record, learning_curve, random_play, read_runs, records, replay_frames, save_replay
-from martes.report.records import task_of
+from martes.report.labels import algorithm_of
+from martes.report.records import flat, task_of
 from martes.report.replay import Picture
 from martes.training import checkpoint, loop
 from martes.training.evaluate import Scores
@@ -99,7 +99,7 @@ def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str
         if folder.metrics.exists() or folder.newest_checkpoint() is not None:
             raise ConfigError(f"{run_dir} holds a run: go on with it (--resume {run_dir}), or name another folder")
         return folder
-    algorithm = preset.partition("/")[0] or algorithm_name(experiment.algorithm)
+    algorithm = preset.partition("/")[0] or name_of(experiment)
     title = f"{algorithm} {experiment.env.factory or experiment.env.name} s{experiment.training.seed}"
     name = re.sub(r"[^\w.]+", "-", f"{title} {strftime('%Y%m%d %H%M%S')}")
     for count in itertools.count(1):
@@ -114,11 +114,16 @@ def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str
     raise AssertionError("counting never ends")
 
 
+def name_of(experiment: Experiment) -> str:
+    """What its algorithm is called: as the preset that it is nearest to."""
+    return algorithm_of(dict(flat(experiment.tree())))
+
+
 def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = None) -> Run:
     """The run of an experiment in its folder, config.yaml and figures included; it goes on from `origin`, if given."""
     _refuse_absent(experiment.training.device)
     task = experiment.env.factory or experiment.env.name
-    title = f"{algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
+    title = f"{name_of(experiment)} on {task}, seed {experiment.training.seed}"
     steps = experiment.training.steps
     greedy = experiment.evaluation.greedy
     with Log(folder.path, experiment.logging, steps, title, greedy) as log, described(folder, experiment.to_yaml()):

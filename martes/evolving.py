@@ -8,7 +8,6 @@ from pathlib import Path
 
 from martes import api
 from martes.algorithms.learner import Algorithm
-from martes.algorithms.registry import algorithm_name
 from martes.conversion import branches, changed, nested
 from martes.data import VectorEnv
 from martes.envs.settings import Environment
@@ -104,7 +103,7 @@ def evolve(
 
 def new_folder(evolving: Evolving, run_dir: api.Place | None = None, preset: str = "") -> PopulationFolder:
     """The folder `run_dir`, or a new one below runs/. Raises ConfigError if it holds a run."""
-    title = f"evolved-{preset.partition('/')[0] or algorithm_name(evolving.experiment.algorithm)}"
+    title = f"evolved-{preset.partition('/')[0] or api.name_of(evolving.experiment)}"
     return PopulationFolder(api.new_folder(evolving.experiment, run_dir, title).path)
 
 
@@ -133,9 +132,7 @@ def evolved(evolving: Evolving, folder: PopulationFolder, origin: Path | None = 
     if experiment.evaluation.background:
         raise ConfigError("evaluation.background is true, but members are selected by their scores: take false")
     task = experiment.env.factory or experiment.env.name
-    title = (
-        f"{evolution.population} x {algorithm_name(experiment.algorithm)} on {task}, seed {experiment.training.seed}"
-    )
+    title = f"{evolution.population} x {api.name_of(experiment)} on {task}, seed {experiment.training.seed}"
     guest = None if evolution.against is None else api.Guest(evolution.against, evolution.against_agents)
     make_test = api.made_env if guest is None else partial(_met, guest=guest)
     around = Surroundings(api.made_env, make_test, partial(_described, experiment))

@@ -88,11 +88,14 @@ class Experiment:
                 new[name] = changed(sections[name], value, name)
         return replace(self, **new)
 
+    def tree(self) -> Tree:
+        """Every value of every field, in the fields' order, and the algorithm's name."""
+        values = {each.name: branches(getattr(self, each.name)) for each in fields(self)}
+        return values | {"algorithm": {"name": algorithm_name(self.algorithm)} | values["algorithm"]}
+
     def to_yaml(self) -> str:
-        """The complete experiment as YAML: every value of every field, in the fields' order."""
-        tree = {each.name: branches(getattr(self, each.name)) for each in fields(self)}
-        tree["algorithm"] = {"name": algorithm_name(self.algorithm)} | tree["algorithm"]
-        return yaml_of(tree)
+        """The complete experiment as YAML."""
+        return yaml_of(self.tree())
 
     @classmethod
     def from_yaml(cls, text: str, start: "Experiment | None" = None, source: str = "the configuration") -> "Experiment":

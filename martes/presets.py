@@ -50,6 +50,16 @@ _STEADY: dict[str, object] = {
     "algorithm.anneal": True,
     "algorithm.standardise_advantage": False,
 }
+# Rewards that are the same at every step: long returns tell good states apart, and wide networks keep them so.
+_LONG: dict[str, object] = _SINGLE | {
+    "algorithm.rollout": 32,
+    "algorithm.n_step": 10,
+    "algorithm.warmup": 1_000,
+    "algorithm.batch": 64,
+    "algorithm.target_every": 128,
+    "algorithm.network.hidden": (256, 256),
+    "algorithm.exploration.steps": 10_000,
+}
 _VALUES: dict[str, object] = _SINGLE | {
     "env.copies": 16,
     "algorithm.td_lambda": 0.8,
@@ -103,7 +113,7 @@ ALGORITHMS: dict[str, dict[str, object]] = {
     "matd3": _DETERMINISTIC,
     "ddpg": _DETERMINISTIC,
     "td3": _DETERMINISTIC,
-    "dqn": _SINGLE,
+    "dqn": _LONG,
     "iql": _VALUES,
     "iql-gru": _VALUES | _GRU,
     "vdn": _TEAM,
@@ -177,6 +187,16 @@ ANY_TASK = 1_000_000
 """Environment steps of a task that is named by family, as in ippo/gymnasium:CartPole-v1."""
 _ANY = tuple(f"{family}:<task>" for family in FAMILIES)
 
+# Games of one or two steps: longer targets only tell of what explorers did next; there is no long way to shorten.
+_SHORT = ("climbing", "penalty", "two-step")
+_MIXED = ("iql", "vdn", "qmix", "qtran")
+# Algorithm -> task -> what it sets there in place of what it sets elsewhere.
+ADAPTED: dict[str, dict[str, dict[str, object]]] = {
+    name: {task: {"algorithm.td_lambda": 0.0} for task in _SHORT}
+    for name in ALGORITHMS
+    if _MEMORY.sub("", name) in _MIXED
+}
+
 # What the size of a task, or of all tasks of a family, makes necessary, whatever the algorithm.
 SIZES: dict[str, dict[str, object]] = {
     "magent2-battle": {"env.copies": 4, "evaluation.episodes": 4},  # 162 agents, each with a picture
@@ -190,6 +210,17 @@ SIZES: dict[str, dict[str, object]] = {
         "evaluation.episodes": 8,
     },
 }
+
+
+def plain_name(algorithm: str) -> str:
+    """The name of the algorithm without that of a memory: `qmix` of `qmix-gru`."""
+    return _MEMORY.sub("", algorithm)
+
+
+def values_of(algorithm: str, task: str) -> dict[str, object]:
+    """What experiments of an algorithm set on a task beyond all defaults, by path; but for the budget."""
+    sizes = SIZES.get(task, SIZES.get(task.partition(":")[0], {}))
+    return ALGORITHMS[algorithm] | ADAPTED.get(algorithm, {}).get(task, {}) | sizes
 
 
 class Presets(Mapping[str, "Experiment"]):
@@ -210,9 +241,8 @@ class Presets(Mapping[str, "Experiment"]):
 
         steps = TASKS.get(task, ANY_TASK)
         schedule = {"training.steps": steps, "training.save_every": steps // 4, "logging.every": steps // 100}
-        sizes = SIZES.get(task, SIZES.get(task.partition(":")[0], {}))
-        values = ALGORITHMS[algorithm] | schedule | {"evaluation.every": steps // 20} | sizes
-        return Experiment(Environment(task), algorithm_named(_MEMORY.sub("", algorithm))).changed(values)
+        values = schedule | {"evaluation.every": steps // 20} | values_of(algorithm, task)
+        return Experiment(Environment(task), algorithm_named(plain_name(algorithm))).changed(values)
 
     def __contains__(self, name: object) -> bool:
         algorithm, _, task = str(name).partition("/")

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,21 +18,21 @@ from martes.errors import ConfigError
 
 
 def test_rates_are_units_a_second_and_sides_take_turns(monkeypatch):
-    monkeypatch.setattr(timing, "SECONDS", 0.01)
-    order: list[str] = []
+    order, now = list[str](), [5.0]  # a clock that only work moves: the machine's own speed is not what is tested
+    monkeypatch.setattr(timing, "perf_counter", lambda: now[0])
 
     def side(name: str, seconds: float) -> timing.Side:
         def work(count: int) -> int:
             order.append(name)
-            time.sleep(seconds * count)
+            now[0] += seconds * count
             return 10 * count
 
         return work
 
     found = timing.rates({"fast": side("fast", 0.002), "slow": side("slow", 0.02)}, repeats=3)
     assert order[-6:] == ["fast", "slow"] * 3
-    assert all(2_000 < rate <= 5_000 for rate in found["fast"])
-    assert all(200 < rate <= 500 for rate in found["slow"])
+    assert found["fast"] == pytest.approx([5_000] * 3)
+    assert found["slow"] == pytest.approx([500] * 3)
     assert timing.ratios([10.0, 20.0], [5.0, 40.0]) == (2.0, 0.5)
 
 
@@ -63,14 +62,14 @@ def test_generations_are_bred_fast(monkeypatch):
 def test_windows_beat_their_loop(monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.0)
     monkeypatch.setattr(learning, "LENGTHS", (25,))
-    found = bench.MEASURES["windows"](3)
+    found = bench.MEASURES["windows"](5)  # a median: a core that is lent to others for a moment spoils one of them
     assert len(found) == 2
     assert all(each.median is not None and each.median > 1 for each in found if each.name.startswith("MLP"))
 
 
 def test_layers_over_time_beat_the_plain_one(monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.0)
-    found = bench.MEASURES["attention"](1)
+    found = bench.MEASURES["attention"](3)  # a median, see above
     assert len(found) == 7
     assert all(each.median is not None and each.median > 1 for each in found)
 
@@ -193,7 +192,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, monkeypatch):
 def test_a_process_of_its_own_tells_speed_and_memory():
     case = Case(REC, 64)
     small, work = (partial(scaling.ready, each, "learning", "cpu") for each in (Case(REC, 2, 1, 1), case))
-    found = isolated(small, work, Bounds(repeats=1, limit=60, threads=1))
+    found = isolated(small, work, Bounds(repeats=1, limit=240, threads=1))
     tokens = case.agents * case.steps * case.copies
     assert found.values
     assert 2_000 * tokens < found.peak < 120_000 * tokens  # allocators and matrix libraries differ in what they keep

@@ -47,6 +47,16 @@ def test_what_an_algorithm_would_refuse_is_no_preset(name, task):
         PRESETS[f"{name}/climbing"].algorithm.learner(make_env(task, 1).team, torch.Generator())
 
 
+@pytest.mark.parametrize("name", ["iql", "vdn", "qmix", "qtran", "qmix-gru"])
+def test_value_learners_take_one_step_targets_in_games_of_one_or_two_steps(name):
+    for task in ("two-step", "climbing", "penalty"):
+        assert PRESETS[f"{name}/{task}"].algorithm.td_lambda == 0
+        assert PRESETS[f"coma/{task}"].algorithm.td_lambda == 0.95
+    elsewhere = PRESETS[f"{name}/mpe-spread"]
+    assert elsewhere.algorithm.td_lambda == 0.8
+    assert elsewhere.changed({"algorithm.td_lambda": 0.0}).algorithm == PRESETS[f"{name}/two-step"].algorithm
+
+
 def test_a_task_is_named_by_its_family_too():
     assert PRESETS["ippo/gymnasium:CartPole-v1"].env.name == "gymnasium:CartPole-v1"
     assert "ippo/gymnasium" not in PRESETS

@@ -17,7 +17,7 @@ def told(name: str, *words: str | int, tmp_path: Path) -> dict[str, float]:
 
 
 def test_the_cascade_begins_to_see(tmp_path):
-    accuracies = told("digits_cascade.py", 10, tmp_path=tmp_path)
+    accuracies = told("digits_cascade.py", 16, tmp_path=tmp_path)
     assert list(accuracies) == [f"accuracy after look {depth}" for depth in (1, 2, 3)]
     assert accuracies["accuracy after look 3"] > 0.15
 

@@ -108,15 +108,21 @@ class Board:
         for index, each in stats.items():
             for name, value in each.items():
                 told[name][index] = value
-        cut = _tensor(self.cut, device)
+        is_here = device.type == "cpu"
+
+        def placed(array: np.ndarray) -> Tensor:
+            copied = torch.asarray(array.copy())  # the array is written over by the next step
+            return copied if is_here else copied.to(device)
+
+        cut = placed(self.cut)
         return TimeStep(
-            {name: _tensor(array, device) for name, array in self.seen.items()},
+            {name: placed(array) for name, array in self.seen.items()},
             torch.ones_like(cut) if is_first else cut,
-            _tensor(self.reward, device),
-            _tensor(self.discount, device),
+            placed(self.reward),
+            placed(self.discount),
             cut,
-            {name: torch.as_tensor(self._last(name)).to(device) for name in self.final} if self.cut.any() else None,
-            {name: _tensor(value, device) for name, value in told.items()},
+            {name: torch.asarray(self._last(name)).to(device) for name in self.final} if self.cut.any() else None,
+            {name: placed(value) for name, value in told.items()},
         )
 
 
@@ -329,9 +335,3 @@ def limited(team: TeamSpec, limit: int | None) -> TeamSpec:
     """The team under another time limit, the shorter one."""
     limits = [each for each in (team.episode_limit, limit) if each is not None]
     return replace(team, episode_limit=min(limits)) if limits else team
-
-
-def _tensor(array: np.ndarray, device: torch.device) -> Tensor:
-    """A copy: the array is written over by the next step."""
-    copied = torch.as_tensor(array.copy())
-    return copied if device.type == "cpu" else copied.to(device)

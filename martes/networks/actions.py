@@ -98,13 +98,12 @@ class Choices(nn.Module):
         return executed(sample, inputs) if "forced" in inputs else sample
 
     def scored(self, scores: Float[Tensor, "*lead agent output"], sample: Tensor, inputs: Inputs) -> Outputs:
-        """The choice, its log-probability given the choices before it, and the entropy there."""
+        """The choice, its log-probability given the choices before it, and, where it was given, the entropy there."""
         distribution = self.distribution(scores, inputs)
-        return {
-            self.choice: sample,
-            "log_prob": distribution.log_prob(sample),
-            "entropy": distribution.entropy(),
-        }
+        outputs = {self.choice: sample, "log_prob": distribution.log_prob(sample)}
+        if self.choice in inputs:
+            outputs["entropy"] = distribution.entropy()
+        return outputs
 
 
 class ActionTokens(nn.Module):

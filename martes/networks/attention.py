@@ -22,14 +22,14 @@ from torch.nn import functional
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from martes.networks.layers import full_precision, without_autocast
-from martes.networks.retention import Evaluation, Heads
+from martes.networks.retention import Evaluation, Heads, even
 
-CHUNKS = (16, 64)
+CHUNKS = (24, 64)
 """How many tokens are evaluated at once, at least and at most, where a window is short."""
-SMALL = 32
-"""Up to so many queries at once a processor is faster by plain products of matrices than by a fused kernel."""
+SMALL = 64
+"""Up to so many keys at once a processor is faster by plain products of matrices than by a fused kernel."""
 BLOCK = 128
-"""The blocks of flex attention: below a window of this many steps it saves nothing."""
+"""Queries of a block where the past is long; flex attention saves nothing below a window of this many steps."""
 
 Kept = Float[Tensor, "row 2 head slot feature"]
 """Keys and values of the last steps, the newest last; zeros where there is none."""
@@ -50,8 +50,8 @@ def turns(first: int, count: int, feature: int, device: torch.device) -> Complex
 
 
 def turned(x: Float[Tensor, "*lead feature"], turn: Complex[Tensor, "*#lead pair"]) -> Float[Tensor, "*lead feature"]:
-    """Queries or keys, each pair of features turned as a complex number."""
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous()) * turn).flatten(-2)
+    """Queries or keys, each pair of features turned as a complex number; features stand side by side in memory."""
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turn).flatten(-2)
 
 
 def ring(is_there: Bool[Tensor, "row slot"], feature: int) -> Evaluation:
@@ -81,8 +81,8 @@ class Band:
     """A whole window of learning: the tokens of each row, after what was kept of the steps before it.
 
     Where the window of attention is short, in chunks: a chunk of queries sees the keys of its own and of `window` − 1
-    steps before, at a cost that grows with the window, not with time. Else all at once; where no episode opens on the
-    way and nothing was before, by the causal order alone, without a mask.
+    steps before, at a cost that grows with the window, not with time. Else in blocks of queries that see all before
+    them; where no episode opens on the way and nothing was before, by the causal order alone, without a mask.
     """
 
     def __init__(self, opens: Bool[Tensor, "time row"], is_there: Bool[Tensor, "row slot"], feature: int) -> None:
@@ -94,16 +94,20 @@ class Band:
         self.is_there = (segment == segment[:, -1:])[:, -self.window :]
         """Which slots are filled after the window."""
         size = min(max(self.window, CHUNKS[0]), CHUNKS[1])
-        size = size if size + self.window <= self.tokens else self.tokens
-        self.past = self.window - 1 if was_before or size < self.tokens else 0
+        size = even(self.tokens, size) if size + self.window <= self.tokens else self.tokens
+        self.past = self.window - 1 if was_before else 0
+        if size < self.tokens:
+            self.past = size * math.ceil((self.window - 1) / size)  # whole chunks: the line is copied once
         self.turns = turns(-self.past, self.past + self.tokens, feature, opens.device)
-        segment = segment[: 1 if is_one else None, self.window - self.past :]
+        segment = functional.pad(segment[: 1 if is_one else None], (self.past - self.window, 0), value=-1)
         if is_one and self.past == 0 and self.window >= self.tokens:
             self.attended: Attended = causal
         elif opens.is_cuda and self.window >= BLOCK:
             self.attended = Flexible(segment, self.window, self.past)
-        else:
+        elif size < self.tokens:
             self.attended = Chunked(segment, self.window, self.past, size)
+        else:
+            self.attended = Blocks(segment, self.window, self.past)
 
     def __call__(self, query: Heads, key: Heads, value: Heads, kept: Tensor | None) -> tuple[Heads, Kept]:
         """What each token is told, and what is kept after the last."""
@@ -112,7 +116,7 @@ class Band:
         last = torch.stack((key[:, :, -self.window :], value[:, :, -self.window :]), dim=1)
         after = torch.cat((kept[:, :, :, self.tokens :], last), dim=3) * self.is_there[:, None, None, :, None]
         if self.past:
-            old = kept[:, :, :, -self.past :].unbind(1)
+            old = functional.pad(kept, (0, 0, self.past - self.window, 0)).unbind(1)
             key, value = (torch.cat((were, are), dim=2) for were, are in zip(old, (key, value), strict=True))
         with without_autocast(query.device):
             told = self.attended(turned(query, self.turns[self.past :]), turned(key, self.turns), value)
@@ -124,31 +128,64 @@ def causal(query: Lines, key: Lines, value: Lines) -> Lines:
     return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
-class Chunked:
-    """Attention in chunks of `size` queries, each with the `past` keys before it; exact.
+def _added(is_seen: Bool[Tensor, "*lead query key"]) -> Float[Tensor, "*lead query key"]:
+    """What scores are moved by: 0, or −∞ where a key is not seen."""
+    return torch.zeros(is_seen.shape, device=is_seen.device).masked_fill_(~is_seen, -torch.inf)
+
+
+def _weighed(query: Lines, key: Keys, value: Keys, bias: Float[Tensor, "#row #head token key"]) -> Lines:
+    """What tokens are told under a mask."""
+    if key.shape[2] > SMALL or query.is_cuda:
+        return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+    scores = (query * query.shape[-1] ** -0.5) @ key.mT + bias
+    return scores.softmax(-1) @ value
+
+
+class Blocks:
+    """Attention in blocks of queries, each with all keys up to its last; exact. What comes after costs nothing.
 
     `segment` is that of the `past` tokens before the line and of the line; one row where all rows have the same.
     """
 
-    def __init__(self, segment: Int64[Tensor, "row token"], window: int, past: int, size: int) -> None:
-        self.past, self.size = past, size
-        self.length = segment.shape[1] - past
-        i = torch.arange(size, device=segment.device).unsqueeze(1)
-        gap = i - torch.arange(-past, size, device=segment.device)
-        keys = self._overlapping(segment[:, None, :, None]).squeeze(4)  # row 1 chunk key
-        is_seen = (keys[..., past:, None] == keys.unsqueeze(3)) & (gap >= 0) & (gap < window)
-        self.bias = torch.zeros(is_seen.shape, device=segment.device).masked_fill_(~is_seen, -torch.inf)
+    def __init__(self, segment: Int64[Tensor, "row token"], window: int, past: int) -> None:
+        place = torch.arange(segment.shape[1], device=segment.device)
+        self.biases: list[Float[Tensor, "row 1 query key"]] = []
+        for first in range(past, len(place), BLOCK):
+            asking, known = slice(first, first + BLOCK), slice(first + BLOCK)
+            gap = place[asking, None] - place[known]
+            is_one = segment[:, asking, None] == segment[:, None, known]
+            self.biases.append(_added(is_one & (gap >= 0) & (gap < window)).unsqueeze(1))
 
     def __call__(self, query: Lines, key: Keys, value: Keys) -> Lines:
         """What the tokens of the line are told."""
-        asking, *known = self._cut(query), self._overlapping(key), self._overlapping(value)
-        if self.size <= SMALL and not query.is_cuda:
-            scores = (asking * query.shape[-1] ** -0.5) @ known[0].mT + self.bias
-            return (scores.softmax(-1) @ known[1]).flatten(2, 3)[:, :, : self.length]
-        bias = self.bias if len(self.bias) == 1 else self.bias.expand(*asking.shape[:3], -1, -1)
-        asked = (each.flatten(0, 1) for each in (asking, *known))
-        told = functional.scaled_dot_product_attention(*asked, attn_mask=bias.flatten(0, 1))
-        return told.view(asking.shape).flatten(2, 3)[:, :, : self.length]
+        told = [
+            _weighed(asking, key[:, :, : bias.shape[3]], value[:, :, : bias.shape[3]], bias)
+            for asking, bias in zip(query.split(BLOCK, dim=2), self.biases, strict=True)
+        ]
+        return torch.cat(told, dim=2)
+
+
+class Chunked:
+    """Attention in chunks of `size` queries, each with the keys of `window` − 1 steps before it; exact.
+
+    `segment` is as in `Blocks`; `past` is a multiple of `size`, or the line is copied once more.
+    """
+
+    def __init__(self, segment: Int64[Tensor, "row token"], window: int, past: int, size: int) -> None:
+        self.past, self.size, self.seen = past, size, min(past, window - 1)
+        self.length = segment.shape[1] - past
+        i = torch.arange(size, device=segment.device).unsqueeze(1)
+        gap = i - torch.arange(-self.seen, size, device=segment.device)
+        keys = self._overlapping(segment[:, None, :, None]).squeeze(4)  # row 1 chunk key
+        is_seen = (keys[..., self.seen :, None] == keys.unsqueeze(3)) & (gap >= 0) & (gap < window)
+        self.bias = _added(is_seen)
+
+    def __call__(self, query: Lines, key: Keys, value: Keys) -> Lines:
+        """What the tokens of the line are told."""
+        parts = self._cut(query), self._overlapping(key), self._overlapping(value)
+        bias = self.bias if len(self.bias) == 1 else self.bias.expand(*parts[0].shape[:3], -1, -1)
+        told = _weighed(*(each.flatten(0, 1) for each in (*parts, bias)))  # (row head) chunk place feature
+        return told.view(parts[0].shape).flatten(2, 3)[:, :, : self.length]
 
     def _cut(
         self, line: Shaped[Tensor, "row head token feature"], front: int = 0
@@ -160,12 +197,11 @@ class Chunked:
     def _overlapping(
         self, line: Shaped[Tensor, "row head token feature"]
     ) -> Shaped[Tensor, "row head chunk key feature"]:
-        """The tokens of each chunk, after the `past` tokens before it."""
-        reach = math.ceil(self.past / self.size)
-        front = reach * self.size - self.past
-        chunks = self._cut(line, front)
+        """The tokens of each chunk, after those before it that it may see."""
+        reach = math.ceil(self.seen / self.size)
+        chunks = self._cut(line, reach * self.size - self.past)
         parts = [chunks[:, :, first : chunks.shape[2] - reach + first] for first in range(reach + 1)]
-        return torch.cat((parts[0][:, :, :, front:], *parts[1:]), dim=3)
+        return torch.cat((parts[0][:, :, :, reach * self.size - self.seen :], *parts[1:]), dim=3)
 
 
 class Flexible:

@@ -232,7 +232,8 @@ class Body(nn.Module):
     def identified(self, x: Float[Tensor, "slot row #member hidden"]) -> Float[Tensor, "slot rows hidden"]:
         """What the first layer made of rows, told for each member of a slot which of them it is."""
         assert self.identity is not None
-        return (x + self.identity.unsqueeze(1)).flatten(1, 2)
+        # A copy, which `deepened` writes over: never x, and no view, whose gradient would be copied each time.
+        return (x + self.identity.unsqueeze(1)).flatten(1, 2).clone()
 
     def deepened(self, x: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row hidden"]:
         """Features, from what the first layer gave before its activation; x may be written over."""

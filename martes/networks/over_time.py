@@ -108,7 +108,7 @@ class Retaining(nn.Module):
 
         def evaluated(query: Tensor, key: Tensor, value: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
             assert state is not None
-            return evaluate(query, key, value, turned(state.mT, older).mT * self.decay[:, None, None])
+            return evaluate(query, key, value, _aged(state, older) * self.decay[:, None, None])
 
         return Evaluated(evaluated, {})
 
@@ -124,11 +124,16 @@ class Retaining(nn.Module):
         def evaluated(query: Tensor, key: Tensor, value: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
             assert state is not None
             query, key = (turned(each, now) for each in full_precision(query, key))
-            retained, state = evaluate(query, key, value, turned(state.mT, before).mT)
+            retained, state = evaluate(query, key, value, _aged(state, before))
             assert state is not None
-            return retained, turned(state.mT, after).mT
+            return retained, _aged(state, after)
 
         return Evaluated(evaluated, {})
+
+
+def _aged(state: Tensor, turn: Tensor) -> Float[Tensor, "row head key value"]:
+    """A state, the keys in it turned."""
+    return turned(state.mT.contiguous(), turn).mT
 
 
 class Mixing(nn.Module):
@@ -148,7 +153,7 @@ class Mixing(nn.Module):
         """What the tokens are told, and the state after the last."""
         line = self.inward(x.flatten(1, 2)).view(-1, x.shape[2], 3 + self.is_gated, x.shape[3])
         parts = line.unflatten(3, (self.heads, -1)).permute(2, 0, 3, 1, 4).contiguous()  # once, not at every product
-        query, key, value, *gate = parts.transpose(2, 3).unbind()  # (slot row) token head feature
+        query, key, value, *gate = (each.transpose(1, 2) for each in parts)  # (slot row) token head feature
         told, state = evaluate(query, key, value, state)
         told = self.gated(told, *gate).flatten(2)  # (slot row) token size
         return self.outward(told.unflatten(0, x.shape[:2]).flatten(1, 2)).view(x.shape), state

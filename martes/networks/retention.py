@@ -97,6 +97,14 @@ def _weights(points: Points, powers: Float[Tensor, "head gap"], size: int, sees_
     )
 
 
+def _in_chunks(
+    line: Float[Tensor, "env head point feature"], size: int
+) -> Float[Tensor, "env head chunk place feature"]:
+    """The line, cut; what fills up the last chunk is 0."""
+    padding = -line.shape[2] % size
+    return (functional.pad(line, (0, 0, 0, padding)) if padding else line).unflatten(2, (-1, size))
+
+
 class Line:
     """Joins what was added at the points of a line: S_i = Σ_{j <= i} w_ij U_j + w_i0 S_0, without a loop over points.
 
@@ -114,8 +122,8 @@ class Line:
     ) -> Float[Tensor, "env head point key value"]:
         """The state at each point, all that was added there included."""
         state = torch.zeros_like(added[:, :, 0]) if state is None else state
-        flat = functional.pad(added.flatten(3), (0, 0, 0, -self.count % self.size))
-        local = self.within @ flat.unflatten(2, (-1, self.size))  # env head group point (key value)
+        flat = _in_chunks(added.flatten(3), self.size)
+        local = self.within @ flat  # env head group point (key value)
         before = state.flatten(2).unsqueeze(2)
         if self.above is not None:
             ends = self.above.states(local[:, :, :, -1].unflatten(3, state.shape[2:]), state).flatten(3)
@@ -160,9 +168,7 @@ class Chunks:
         return x.flatten(2, 3)[:, :, : self.tokens].transpose(1, 2)
 
     def _cut(self, x: Tensor) -> Float[Tensor, "env head chunk place feature"]:
-        padding = -self.tokens % self.size
-        x = functional.pad(x, (0, 0, 0, 0, 0, padding)) if padding else x
-        return x.unflatten(1, (-1, self.size)).permute(0, 3, 1, 2, 4)
+        return _in_chunks(x.transpose(1, 2), self.size).contiguous()  # once, not at every product
 
 
 class Steps:
@@ -234,17 +240,23 @@ def chunkwise(
     tokens = Points(steps.repeat_interleave(agents), segment.repeat_interleave(agents, dim=1), mask.flatten(1))
     gaps = torch.arange(time + 1, device=decay.device, dtype=decay.dtype)
     powers = decay.unsqueeze(1) ** gaps
-    in_turn = Chunks(tokens, powers, _even(time * agents, chunk_size), sees_step=False)
+    in_turn = Chunks(tokens, powers, even(time * agents, chunk_size), sees_step=False)
+    if agents == 1:
+        return Evaluations(in_turn, in_turn)  # who is alone observes as it acts
     if agents > chunk_size:
         points = Points(steps, segment, torch.ones_like(segment, dtype=torch.bool))
         return Evaluations(Steps(points, powers, tokens.is_there), in_turn)
-    size = agents * _even(time, chunk_size // agents)
+    size = agents * even(time, chunk_size // agents)
     return Evaluations(Chunks(tokens, powers, size, sees_step=True), in_turn)
 
 
-def _even(length: int, limit: int) -> int:
-    """The length of a chunk when as few chunks as `limit` allows share `length` evenly."""
-    return math.ceil(length / math.ceil(length / limit))
+def even(length: int, limit: int) -> int:
+    """The length of chunks that share `length` evenly: exactly, if one of at least half the `limit` does, else nearly.
+
+    Tokens that fill up the last chunk would be copied and computed for nothing.
+    """
+    nearly = math.ceil(length / math.ceil(length / limit))
+    return next((size for size in range(min(limit, length), limit // 2, -1) if length % size == 0), nearly)
 
 
 class Timing(NamedTuple):

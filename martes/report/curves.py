@@ -2,19 +2,29 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 from martes.envs.batched.drawing import INK, MIST, PALETTE
 from martes.errors import DataError
 from martes.report.intervals import Interval, interval
-from martes.report.records import RETURN, Record, experiments, task_of
+from martes.report.labels import Label, experiments
+from martes.report.records import RETURN, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DEVIATION, EPISODES = f"{RETURN}_deviation", "evaluation/episodes"
+_COLOURS = (*PALETTE[:6], "#7A4A25", "#8C8C8C")
+"""What lines have in turn, each time round with other dashes; the palette's yellow is too faint for a line."""
+_DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
 _MARKS = "os^Dv"
-"""Shapes that tell lines apart where colours do not."""
+_CROWD = 8
+"""Lines of a panel beyond which they are thin."""
+_LETTER, _ROW = 0.09, 0.24
+"""Inches that a letter and a row of the names below take."""
+_OTHERS = ("training episodes", "random play")
 
 
 class Curve(NamedTuple):
@@ -61,61 +71,131 @@ def _single(run: Record, metric: str) -> Curve:
     return Curve(steps, means, low, high, over=f"{max(episodes.values()):.0f} episodes" if is_known else "")
 
 
+class _Picture(NamedTuple):
+    """What is drawn: lines by the title of their panel and by their names."""
+
+    panels: dict[str, dict[str, Curve]]
+    tasks: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """What the lines are called; a name is one look."""
+        return list(dict.fromkeys(name for lines in self.panels.values() for name in lines))
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over, in all panels."""
+        ways = dict.fromkeys(line.over for lines in self.panels.values() for line in lines.values() if line.over)
+        return f"mean and 95 % interval of {' or '.join(ways)}" if ways else ""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of panels."""
+        count = len(self.panels)
+        columns = 2 if count == 4 else min(count, max(3, round(count**0.5)))
+        return -(-count // columns), columns
+
+    @property
+    def size(self) -> tuple[float, float]:
+        """Inches that the panels take."""
+        (rows, columns), is_alone = self.grid, len(self.panels) == 1
+        wide, high = (8.0, 5.0) if is_alone else (6.5, 4.5) if columns <= 3 else (4.6, 3.4)
+        return wide * columns, high * rows
+
+
 def learning_curve(
     runs: Sequence[Record], path: Path, random: Mapping[str, Interval] | None = None, metric: str = RETURN
 ) -> Path:
-    """The path of a picture (PNG, or what the path's suffix says) of the metric against environment steps.
-
-    A panel for each task; in it a line and a band for each experiment: the mean over its seeds and the 95 % interval;
-    for a single run also the return of its training episodes. `random` marks, by the name of the task, what random
-    play comes to. Raises DataError where no run measured the metric.
-    """
-    from matplotlib.figure import Figure  # takes half a second; no window system is touched
-
-    panels: dict[str, list[Record]] = {}
-    for run in runs:
-        if run.series(metric):
-            panels.setdefault(task_of(run), []).append(run)
-    if not panels:
-        raise DataError(f"none of these runs has measured {metric!r} yet: {', '.join(str(run.folder) for run in runs)}")
-    columns = min(len(panels), 3)
-    rows = -(-len(panels) // columns)
-    size = (8, 5) if len(panels) == 1 else (6.5 * columns, 4.5 * rows)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    for place, (task, group) in enumerate(panels.items(), 1):
-        _draw_panel(figure.add_subplot(rows, columns, place), group, (random or {}).get(task), metric)
-    figure.savefig(path)
+    """The path of a picture (PNG, or what the path's suffix says) of `learning_curves`."""
+    learning_curves(runs, random, metric).savefig(path)
     return path
 
 
-def _draw_panel(axes: "Axes", runs: Sequence[Record], random: Interval | None, metric: str) -> None:
-    if len(runs) == 1 and metric == RETURN:
-        _draw_training(axes, runs[0])
-    grouped = {label: found for label, group in experiments(runs).items() if (found := curve(group, metric))}
-    titles = {label.partition(", ")[0] for label in grouped}
-    for index, (label, each) in enumerate(grouped.items()):
-        short = label.partition(", ")[2] or "test episodes" if len(titles) == 1 else label
-        _draw(axes, each, short, index)
+def learning_curves(
+    runs: Sequence[Record], random: Mapping[str, Interval] | None = None, metric: str = RETURN
+) -> "Figure":
+    """The metric against environment steps.
+
+    A panel for each task; in it a line and a band for each experiment: the mean over its seeds and the 95 % interval.
+    What has the same name looks the same in all panels. Of a single run also the return of its training episodes is
+    drawn. `random` marks, by the name of the task, what random play comes to. Raises DataError where no run measured
+    the metric.
+    """
+    from matplotlib.figure import Figure  # takes half a second; no window system is touched
+
+    found = {label: line for label, group in experiments(runs).items() if (line := curve(group, metric))}
+    if not found:
+        raise DataError(f"none of these runs has measured {metric!r} yet: {', '.join(str(run.folder) for run in runs)}")
+    picture = _picture(found)
+    figure = Figure(figsize=picture.size, dpi=120, layout="constrained")
+    rows, columns = picture.grid
+    for place, task in enumerate(picture.tasks):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        if len(runs) == 1 and metric == RETURN:
+            _draw_training(axes, runs[0])
+        _draw_panel(axes, picture, place, (random or {}).get(task))
+        if place + columns >= len(picture.tasks):  # nothing stands below it
+            axes.set_xlabel("environment steps", fontsize=13)
+    figure.supylabel(_axis_name(runs, metric), fontsize=13)
+    _name_lines(figure, picture)
+    return figure
+
+
+def _picture(found: Mapping[Label, Curve]) -> _Picture:
+    tasks = list(dict.fromkeys(label.task for label in found))
+    is_about_one = len({(label.algorithm, label.task) for label in found}) == 1
+    panels: dict[str, dict[str, Curve]] = {}
+    for label, line in found.items():
+        title = label._replace(details="" if len(found) > 1 else label.details) if is_about_one else label.task
+        name = (label.details if len(found) > 1 else "") or "test episodes" if is_about_one else label.line
+        panels.setdefault(fill(str(title), 80), {})[name] = line
+    return _Picture(panels, tasks)
+
+
+def _draw_panel(axes: "Axes", picture: _Picture, place: int, random: Interval | None) -> None:
+    names, (title, lines) = picture.names, list(picture.panels.items())[place]
+    width, opacity = (2.2, 0.2) if len(lines) <= _CROWD else (1.4, 0.07)
+    for name, line in lines.items():
+        index = names.index(name)
+        colour, dashes = _COLOURS[index % len(_COLOURS)], _DASHES[index // len(_COLOURS) % len(_DASHES)]
+        mark = _MARKS[index % len(_MARKS)] if len(line.steps) <= 30 else None
+        axes.plot(line.steps, line.mean, color=colour, ls=dashes, lw=width, marker=mark, ms=2.2 * width, label=name)
+        if line.over:
+            axes.fill_between(line.steps, line.low, line.high, color=colour, alpha=opacity, linewidth=0)
     if random is not None:
         axes.axhspan(random.low, random.high, color=MIST, alpha=0.5, linewidth=0)
-        axes.axhline(random.mean, color=INK, linestyle=(0, (4, 3)), linewidth=1.5, label="random play")
-    _dress(axes, titles.pop() if len(titles) == 1 else task_of(runs[0]), _axis_name(runs, metric))
-
-
-def _draw(axes: "Axes", drawn: Curve, label: str, index: int) -> None:
-    has_band, colour = bool(drawn.over), PALETTE[index % len(PALETTE)]
-    mark = _MARKS[index % len(_MARKS)] if len(drawn.steps) <= 30 else None
-    text = f"{label}: mean of {drawn.over}, 95 % interval" if has_band else label
-    axes.plot(drawn.steps, drawn.mean, color=colour, linewidth=2.2, marker=mark, markersize=5, label=text)
-    if has_band:
-        axes.fill_between(drawn.steps, drawn.low, drawn.high, color=colour, alpha=0.2, linewidth=0)
+        axes.axhline(random.mean, color=INK, linestyle=(0, (4, 3)), linewidth=1.5, label=_OTHERS[1])
+    _dress(axes, title)
 
 
 def _draw_training(axes: "Axes", run: Record) -> None:
     series = run.series("train/return")
     if series:
         steps, returns = zip(*series, strict=True)
-        axes.plot(steps, returns, color=PALETTE[4], linewidth=1.2, label="training episodes")
+        axes.plot(steps, returns, color=PALETTE[4], linewidth=1.2, label=_OTHERS[0])
+
+
+def _name_lines(figure: "Figure", picture: _Picture) -> None:
+    """Writes below the panels what the lines are called, and makes the picture as much higher as that takes."""
+    found = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = {text: handle for each in found for handle, text in zip(*each, strict=True)}
+    names = sorted(handles, key=lambda name: name in _OTHERS)  # what is beside the experiments stands last
+    width, height = picture.size
+    texts = [fill(name, int((width - 1) / _LETTER)) for name in names]
+    letters = max(len(row) for text in texts for row in text.splitlines())
+    columns = max(1, min(len(names), int(width / (letters * _LETTER + 0.6))))
+    written = sum(1 + text.count("\n") for text in texts)
+    figure.set_size_inches(width, height + _ROW * (-(-written // columns) + bool(picture.over)))
+    figure.legend(
+        [handles[name] for name in names],
+        texts,
+        loc="outside lower center",
+        ncols=columns,
+        title=picture.over or None,
+        fontsize=11,
+        title_fontsize=11,
+        frameon=False,
+    )
 
 
 def _axis_name(runs: Sequence[Record], metric: str) -> str:
@@ -126,15 +206,12 @@ def _axis_name(runs: Sequence[Record], metric: str) -> str:
     return f"return of an episode ({how} actions)" if how else "return of an episode"
 
 
-def _dress(axes: "Axes", title: str, metric: str) -> None:
+def _dress(axes: "Axes", title: str) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes.set_title(title, fontsize=14, color=INK)
-    axes.set_xlabel("environment steps", fontsize=13)
-    axes.set_ylabel(metric, fontsize=13)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(labelsize=12)
     axes.grid(color=MIST, linewidth=0.6, alpha=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.02)
-    axes.legend(fontsize=11, frameon=False, loc="best")

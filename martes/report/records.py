@@ -89,49 +89,18 @@ def _config(path: Path) -> dict[str, Value]:
         raise DataError(f"{path} cannot be read ({' '.join(str(error).split())})") from None
     if not isinstance(tree, dict):
         raise DataError(f"{path} holds no hyperparameters")
-    return dict(_flat(tree))
+    return dict(flat(tree))
 
 
-def _flat(tree: Mapping[object, object], path: str = "") -> Iterator[tuple[str, Value]]:
+def flat(tree: Mapping[str, object], path: str = "") -> Iterator[tuple[str, Value]]:
+    """The hyperparameters of a configuration by their path."""
     for name, value in tree.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
+            yield from flat(value, f"{path}{name}.")
         else:
             yield f"{path}{name}", value if isinstance(value, Value) else str(value)
-
-
-_NO_MATTER = (
-    "training.seed",
-    "training.device",
-    "training.threads",
-    "training.save_every",
-    "training.keep",
-    "evaluation.background",
-    "logging.",
-)
-"""Settings that tell seeds, machines and habits apart, not experiments."""
 
 
 def task_of(run: Record) -> str:
     """The name of a run's task, or the place of its factory."""
     return str(run.config.get("env.factory") or run.config.get("env.name") or "unnamed")
-
-
-def experiments(runs: Sequence[Record]) -> dict[str, list[Record]]:
-    """Label -> the runs of one experiment, which differ in nothing but their seed.
-
-    A label is algorithm and task, and beyond these whatever hyperparameters tell the experiments on that task apart.
-    """
-    settings = {id(run): {k: v for k, v in run.config.items() if not k.startswith(_NO_MATTER)} for run in runs}
-    titled: dict[str, list[Record]] = {}
-    for run in runs:
-        titled.setdefault(f"{run.config.get('algorithm.name') or 'unnamed'} on {task_of(run)}", []).append(run)
-    grouped: dict[str, list[Record]] = {}
-    for title, alike in titled.items():
-        each = [settings[id(run)] for run in alike]
-        names = dict.fromkeys(name for one in each for name in one)
-        varied = [name for name in names if len({repr(one.get(name)) for one in each}) > 1]
-        for run, one in zip(alike, each, strict=True):
-            details = [f"{name.rpartition('.')[2]} {one[name]}" for name in varied if name in one]
-            grouped.setdefault(", ".join([title, *details]), []).append(run)
-    return grouped

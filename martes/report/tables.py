@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from martes.report.intervals import Interval, last, tenth
-from martes.report.records import RETURN, Record, experiments, task_of
+from martes.report.labels import Label, experiments
+from martes.report.records import RETURN, Record
 
 SPEED = "speed/env_steps_per_second"
 
@@ -32,11 +33,11 @@ def results_table(runs: Sequence[Record], random: Mapping[str, Interval] | None 
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def _line(label: str, runs: Sequence[Record], random: Mapping[str, Interval], metric: str) -> list[str]:
+def _line(label: Label, runs: Sequence[Record], random: Mapping[str, Interval], metric: str) -> list[str]:
     first, final, chance = (
         tenth(runs, 0, metric),
         tenth(runs, 9, metric),
-        random.get(task_of(runs[0])),
+        random.get(label.task),
     )
     lower = [each for each in (first, chance) if each is not None]
     has_learned = final is not None and all(final.is_above(each) for each in lower)

@@ -15,8 +15,8 @@ NOT_OURS = {"LICENSE", Path(__file__).name}
 
 
 def is_text(path: Path) -> bool:
-    """Is it no picture, nor compiled code?"""
-    return path.is_file() and b"\0" not in path.read_bytes()
+    """Is it no picture, nor compiled code? (Of the latter, drafts come and go while tests run side by side.)"""
+    return "__pycache__" not in path.parts and path.is_file() and b"\0" not in path.read_bytes()
 
 
 def test_nothing_names_a_machine_or_how_it_was_written():

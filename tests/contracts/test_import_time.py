@@ -5,12 +5,11 @@ import sys
 
 import martes
 
-TIMED = """
-import sys, time
-import torch
-begin = time.perf_counter()
+COUNTED = """
+import sys
+before = set(sys.modules)
 import martes
-print(time.perf_counter() - begin)
+print(*sorted(name for name in set(sys.modules) - before if name.partition(".")[0] not in sys.stdlib_module_names))
 """
 
 
@@ -18,13 +17,9 @@ def output(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_importing_martes_costs_less_than_a_second_more_than_torch():
-    assert float(output(TIMED)) < 1.0
-
-
-def test_importing_martes_imports_no_dependency():
-    heavy = ("torch", "numpy", "gymnasium", "rich", "tyro", "matplotlib")
-    assert output(f"import sys, martes; print([name for name in {heavy} if name in sys.modules])") == "[]"
+def test_importing_martes_imports_nothing_else_of_its_own_and_no_dependency():
+    """Counted, not timed: seconds are the machine's affair."""
+    assert output(COUNTED) == "martes"
 
 
 def test_every_public_name_is_there():

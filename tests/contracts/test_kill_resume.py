@@ -18,11 +18,14 @@ ROOT = Path(__file__).parents[2]
 WHOLE = """
 import sys
 from pathlib import Path
-import torch
+from time import perf_counter
+import torch, torch._dynamo
 torch.set_num_threads(1)
 from tests.training.walks import a_run, trained
 
+began = perf_counter()
 trained(a_run(sys.argv[1], steps=480), Path(sys.argv[2]))
+print(perf_counter() - began)
 """
 
 # One interpreter lives many lives: each is a process of its own, killed by SIGKILL, but needs no import of torch, nor
@@ -75,12 +78,15 @@ def run(script: str, *words: str, hash_seed: str) -> str:
     return done.stdout
 
 
-def moments(number: int) -> list[tuple[str, float]]:
-    """When lives end: amid early and late operations of saving, amid any operation on files, and by the clock."""
+def moments(number: int, whole: float) -> list[tuple[str, float]]:
+    """When lives end: amid early and late operations of saving, amid any operation on files, and by the clock.
+
+    The clock leaves each at most a tenth of the seconds of a whole run: a fast machine is not to be done before.
+    """
     draw = random.Random(number)
     saves = [("save", draw.randrange(3, 25)) for _ in range(5)]
     files = [("file", draw.randrange(0, 60)) for _ in range(4)]
-    times = [("time", draw.uniform(0.05, 0.3)) for _ in range(4)]
+    times = [("time", min(draw.uniform(0.05, 0.3), whole / 10)) for _ in range(4)]
     mixed: list[tuple[str, float]] = [*saves, *files, *times]
     draw.shuffle(mixed)
     return [*mixed, ("file", 10**9)]
@@ -102,8 +108,9 @@ def bits(path: Path) -> dict[str, tuple[torch.dtype, torch.Size, bytes]]:
 
 @pytest.mark.parametrize(("memory", "number"), [("none", 1), ("gru", 2)])
 def test_killed_and_resumed_is_never_killed(tmp_path, memory, number):
-    run(WHOLE, memory, str(tmp_path / "whole"), hash_seed="1")
-    lives = json.loads(run(KILLED, memory, str(tmp_path / "killed"), json.dumps(moments(number)), hash_seed="2"))
+    seconds = float(run(WHOLE, memory, str(tmp_path / "whole"), hash_seed="1"))
+    ends = json.dumps(moments(number, seconds))
+    lives = json.loads(run(KILLED, memory, str(tmp_path / "killed"), ends, hash_seed="2"))
 
     killed = [life for life in lives if life[1] != 0]
     assert len(killed) >= 8, lives

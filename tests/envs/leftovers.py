@@ -30,7 +30,7 @@ def descendants(root: int) -> set[int]:
     return found - kept - {pid for pid in found if running[pid][0] == root and "forkserver" in running[pid][1]}
 
 
-def soon(happens: Callable[[], bool], within: float = 5.0) -> bool:
+def soon(happens: Callable[[], bool], within: float = 20.0) -> bool:
     """Does it happen within so many seconds?"""
     deadline = time.monotonic() + within
     while not happens() and time.monotonic() < deadline:
@@ -51,10 +51,12 @@ def blocks() -> int:
 @contextmanager
 def nothing_left() -> Iterator[None]:
     """What begins inside, ends inside: processes, threads, shared memory."""
-    threads, shared, children = threading.active_count(), os.listdir("/dev/shm"), descendants(os.getpid())
+    gc.collect()  # what came before ends before
+    threads, shared, children = threading.active_count(), set(os.listdir("/dev/shm")), descendants(os.getpid())
     yield
     gc.collect()
-    assert soon(lambda: descendants(os.getpid()) == children), "a process is left"
-    assert threading.active_count() == threads, "a thread is left"
+    assert soon(lambda: descendants(os.getpid()) <= children), "a process is left"
+    assert soon(lambda: threading.active_count() <= threads), "a thread is left"
     assert blocks() == 0, "a shared block is left"
-    assert os.listdir("/dev/shm") == shared
+    # All processes of the machine share this folder, and other tests run beside this one: what they put there goes.
+    assert soon(lambda: set(os.listdir("/dev/shm")) <= shared), "shared memory with a name is left"

@@ -1,5 +1,6 @@
 """What befalls worker processes is told in time, by name, and leaves nothing behind."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -35,17 +36,25 @@ def nothing_is_left() -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------------------------- faults
+HANGS = 3
+"""Seconds after which who does not answer counts as hanging; more than a step takes where a core is not at hand."""
+
+
 def faulty(fault: str, copy: int = 5, copies: int = 7, at: int = 3, timeout: float = 30) -> HostedEnv:
     make = partial(Faulty, fault, seed_of_copy(copy, copies), at)
     return process_env(make, copies, hosting=Hosting(3, timeout, "forkserver"))
 
 
-def fails(env: VectorEnv, within: float, after: float = 0) -> str:
+SOON = 20
+"""Seconds: a busy machine has time enough, and it is less than the timeout of those that do not test it."""
+
+
+def fails(env: VectorEnv, after: float = 0) -> str:
     """The text of the error that it raises, timed; from then on it says that it is closed, and why."""
     began = time.monotonic()
     with pytest.raises(EnvError) as found:
         played(env, 0, 10)
-    assert after <= time.monotonic() - began < after + within
+    assert after <= time.monotonic() - began < after + SOON
     assert descendants(os.getpid()) == set()
     with pytest.raises(EnvError, match="closed") as closed:
         env.step(torch.zeros(7, 3, dtype=torch.int64))
@@ -60,7 +69,7 @@ def fails(env: VectorEnv, within: float, after: float = 0) -> str:
 
 @pytest.mark.parametrize("at", [0, 3])
 def test_what_an_environment_raises_comes_with_its_traceback(at):
-    text = fails(faulty("raises", at=at), within=5)
+    text = fails(faulty("raises", at=at))
     where = "step 3 of its episode" if at else "the start of an episode"
     assert text.startswith(f"environment copy 5, {where}: ZeroDivisionError: division by zero")
     assert "Traceback" in text
@@ -68,28 +77,28 @@ def test_what_an_environment_raises_comes_with_its_traceback(at):
 
 
 def test_an_environment_cannot_end_its_worker_unseen():
-    assert "copy 5, step 3 of its episode: SystemExit: 3" in fails(faulty("exits"), within=5)
-    text = fails(faulty("leaves"), within=5)
+    assert "copy 5, step 3 of its episode: SystemExit: 3" in fails(faulty("exits"))
+    text = fails(faulty("leaves"))
     assert "ended with exit code 7" in text
     assert "copies 4 to 6" in text
 
 
 def test_a_killed_worker_is_named():
-    text = fails(faulty("is killed"), within=5)
+    text = fails(faulty("is killed"))
     for part in ("worker 3 of 3", "copies 4 to 6", "step 3", "SIGKILL", "memory"):
         assert part in text
 
 
 def test_a_crash_tells_its_line():
-    text = fails(faulty("crashes", copy=0), within=5)
+    text = fails(faulty("crashes", copy=0))
     for part in ("copies 0 to 1", "SIGSEGV", "in _act_up"):
         assert part in text
 
 
 @pytest.mark.parametrize("fault", ["sleeps", "spins"])
 def test_a_hanging_worker_is_named_and_killed(fault):
-    text = fails(faulty(fault, timeout=1.5), within=5, after=1.5)
-    for part in ("worker 3 of 3", "copies 4 to 6", "step 3", "1.5 s", "env.timeout", "in _act_up"):
+    text = fails(faulty(fault, timeout=HANGS), after=HANGS)
+    for part in ("worker 3 of 3", "copies 4 to 6", "step 3", f"{HANGS} s", "env.timeout", "in _act_up"):
         assert part in text
 
 
@@ -103,7 +112,7 @@ def test_a_worker_that_dies_between_steps_is_named():
 
 
 def test_a_stopped_worker_counts_as_hanging():
-    with closing(faulty("raises", at=99, timeout=1)) as env:
+    with closing(faulty("raises", at=99, timeout=HANGS)) as env:
         env.reset(0)
         os.kill(env._crew._force.workers[0].pid, signal.SIGSTOP)
         with pytest.raises(EnvError, match=r"worker 1 of 3.*no answer"):
@@ -117,7 +126,7 @@ def test_what_environments_start_is_killed_with_them():
                 subprocess.run(["sleep", "1000"], check=True)
 
     seed = seed_of_copy(1, 7)
-    fails(process_env(lambda: Hydra("raises", seed), 7, hosting=Hosting(2, 1, "forkserver")), within=5, after=1)
+    fails(process_env(lambda: Hydra("raises", seed), 7, hosting=Hosting(2, HANGS, "forkserver")), after=HANGS)
 
 
 def test_no_picture_is_no_reason_to_stop():
@@ -130,12 +139,20 @@ def test_no_picture_is_no_reason_to_stop():
         env.step(torch.zeros(7, 3, dtype=torch.int64))
 
 
-def test_an_interrupted_step_closes():
+def test_an_interrupted_step_closes(tmp_path):
+    class Sleeper(Faulty):
+        def _act_up(self) -> None:
+            if self._is_due and self._elapsed == 3:
+                (tmp_path / "asleep").touch()
+            super()._act_up()
+
     def interrupt() -> None:
-        time.sleep(0.5)
+        soon((tmp_path / "asleep").exists, within=SOON)
+        time.sleep(0.2)  # by now this process waits for the answer
         signal.raise_signal(signal.SIGINT)
 
-    env = faulty("sleeps")
+    seed = seed_of_copy(5, 7)
+    env = process_env(lambda: Sleeper("sleeps", seed), 7, hosting=QUICK)
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
@@ -148,6 +165,7 @@ def test_an_interrupted_step_closes():
 # -------------------------------------------------------------------------------------------------------------- closing
 def test_close_frees_all_and_may_be_called_twice():
     def opened() -> int:
+        gc.collect()  # else what tests before this one left might be closed amid the count
         env = process_env(Ramble, 4, hosting=QUICK)
         env.reset(0)
         env.close()
@@ -211,15 +229,15 @@ def test_the_end_of_the_interpreter_closes(tmp_path, method, rest):
 
 @pytest.mark.parametrize(("method", "fault"), [("spawn", "spins"), ("fork", "sleeps")])
 def test_workers_die_with_their_parent(tmp_path, method, fault):
-    at_dev_shm = os.listdir("/dev/shm")
+    at_dev_shm = set(os.listdir("/dev/shm"))
     with script(tmp_path, fault, method, "goes on") as running:
         workers = {int(pid) for pid in running.stdout.readline().split()}
         assert len(workers) == 2
         time.sleep(0.3)
         running.kill()
         running.communicate(timeout=60)
-    assert soon(lambda: not left(workers)), "a worker outlives its parent"
-    assert os.listdir("/dev/shm") == at_dev_shm
+    assert soon(lambda: not left(workers), within=SOON), "a worker outlives its parent"
+    assert soon(lambda: set(os.listdir("/dev/shm")) <= at_dev_shm)
 
 
 def test_interrupted_workers_leave_the_talking_to_their_parent(tmp_path):
@@ -238,9 +256,9 @@ def test_interrupted_workers_leave_the_talking_to_their_parent(tmp_path):
 
 def test_interrupted_as_workers_start(tmp_path):
     with script(tmp_path, "sleeps", "spawn", "goes on") as running:
-        assert soon(lambda: len(descendants(running.pid)) == 2, within=30)
+        assert soon(lambda: len(descendants(running.pid)) == 2, within=100)  # it imports torch before
         for pid in (*descendants(running.pid), running.pid):
             os.kill(pid, signal.SIGINT)
         _, err = running.communicate(timeout=60)
     assert err.count("Traceback") == 1, err
-    assert soon(lambda: not descendants(running.pid))
+    assert soon(lambda: not descendants(running.pid), within=SOON)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from multiprocessing import current_process
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +18,9 @@ import torch
 
 from martes.envs import process
 from martes.envs.adapters.pettingzoo import pettingzoo
-from martes.envs.pace import drawn_actions
+from martes.envs.pace import drawn_actions, medians
 from martes.envs.process import Hosting, hosted_env, process_env
-from martes.envs.single import Maker, save_replay, serial_env
+from martes.envs.single import HostedEnv, Maker, save_replay, serial_env
 from martes.errors import ConfigError, EnvError, MissingExtra
 from tests.envs.contract import Promise, assert_same, check, played
 from tests.envs.leftovers import descendants, nothing_left
@@ -154,23 +155,23 @@ def test_an_error_that_cannot_travel_is_told():
 
 
 def test_making_may_take_longer_than_a_step_but_not_for_ever():
-    def slow() -> Ramble:
-        time.sleep(0.5)
+    def slow(seconds: float) -> Ramble:
+        time.sleep(seconds)
         return Ramble()
 
-    process_env(slow, 4, hosting=Hosting(1, 1.5, "forkserver")).close()
+    process_env(partial(slow, 0.5), 8, hosting=Hosting(1, 3.5, "forkserver")).close()  # four seconds in all
     began = time.monotonic()
     with pytest.raises(EnvError, match=r"making its environments: no answer for 0\.2 s"):
-        process_env(slow, 4, hosting=Hosting(2, 0.2, "forkserver"))
-    assert time.monotonic() - began < 5
+        process_env(partial(slow, 60), 4, hosting=Hosting(2, 0.2, "forkserver"))
+    assert time.monotonic() - began < 30
 
 
 def test_all_copies_are_of_one_team():
     def either() -> Ramble:
-        return Ramble(unequal=os.getpid() % 2 == 0)
+        return Ramble(unequal=current_process().name == "worker 2 of 3")
 
-    with pytest.raises(EnvError, match="must be of one team"):
-        process_env(either, 8, hosting=Hosting(8, start_method="forkserver"))
+    with pytest.raises(EnvError, match=r"worker 2 of 3 .*must be of one team"):
+        process_env(either, 3, hosting=QUICK)
 
 
 def test_what_cannot_be_sent_is_refused():
@@ -216,14 +217,19 @@ def test_workers_are_quiet_and_this_process_is_as_before(monkeypatch):
 
 
 # ----------------------------------------------------------------------------------------------------- what is quicker?
-@pytest.mark.parametrize(("task", "copies", "workers"), [(Slow, 12, 3), (Ramble, 3, 0)])
-def test_auto_takes_what_is_quicker_and_says_so(monkeypatch, task, copies, workers):
+@pytest.mark.parametrize(("in_processes", "in_series", "workers"), [(2_000.0, 1_000.0, 3), (1_000.0, 2_000.0, 0)])
+def test_auto_takes_what_is_quicker_and_says_so(monkeypatch, in_processes, in_series, workers):
+    def timed(*envs: HostedEnv) -> list[float]:
+        medians(*envs, seconds=0)  # really: what is timed has been stepped; but which is quicker, is said here
+        return [in_processes if isinstance(each._crew, process.Pool) else in_series for each in envs]
+
     monkeypatch.setattr(process, "cores", lambda: 3)
-    with closing(hosted_env(task, copies, hosting=Hosting("auto", start_method="forkserver"))) as env:
+    monkeypatch.setattr(process, "medians", timed)
+    with closing(hosted_env(Ramble, 5, hosting=Hosting("auto", start_method="forkserver"))) as env:
         assert len(descendants(os.getpid())) == workers
-        assert ("3 worker processes" if workers else "this process") in env.note
-        assert env.note.count("steps/s") == 1
-        with closing(serial_env(task, copies)) as plain:
+        where = "3 worker processes" if workers else "this process"
+        assert env.note == f"5 copies in {where}: {in_processes:,.0f} steps/s in processes, {in_series:,.0f} in series"
+        with closing(serial_env(Ramble, 5)) as plain:
             assert_same(played(env, 4, 5)[-1], played(plain, 4, 5)[-1], "after it was timed")
 
 

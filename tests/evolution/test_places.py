@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tests.evolution.populations import EVOLUTION, a_plan, evolved, members, q_p
 
 
 class DiesOnce:
-    """A fitness that kills the process of the first member that it meets, and leaves a mark."""
+    """A fitness that kills the process of the first member that it meets, and leaves a mark each time it is asked."""
 
     def __init__(self, mark: Path, times: int = 1) -> None:
         self.mark, self.times = mark, times
@@ -25,8 +26,10 @@ class DiesOnce:
     def __call__(self, scores: Scores, team: TeamSpec) -> float:
         with self.mark.open("a") as file:
             file.write(f"{os.getpid()}\n")
-        if len(self.mark.read_text().splitlines()) <= self.times:
-            os.kill(os.getpid(), signal.SIGKILL)
+        for nth in range(self.times):
+            with suppress(FileExistsError):
+                self.mark.with_suffix(f".{nth}").touch(exist_ok=False)  # one succeeds, however many try at once
+                os.kill(os.getpid(), signal.SIGKILL)
         return team_return(scores, team)
 
 

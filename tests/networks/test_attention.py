@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from martes.networks import attention
-from martes.networks.attention import Band, Chunked, Flexible, causal, ring, turned, turns
+from martes.networks.attention import Band, Blocks, Chunked, Flexible, causal, ring, turned, turns
+from martes.networks.retention import even
 
 HEADS, FEATURE = 2, 4
 Parts = tuple[Tensor, Tensor, Tensor]
@@ -69,6 +70,7 @@ def one_by_one(parts: Parts, opens: Tensor, kept: Tensor, is_there: Tensor) -> t
 @pytest.mark.parametrize("window", [1, 3, 10, 23, 24, 60])
 def test_at_once_and_one_by_one_are_the_slow_version(window: int, rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "CHUNKS", (4, 6))
+    monkeypatch.setattr(attention, "BLOCK", 10)
     parts, opens = drawn(3, 24), torch.rand(24, 3) < rate
     expected = slow(parts, opens, window)
     for way in (at_once, one_by_one):
@@ -87,6 +89,7 @@ def test_windows_join_without_a_seam(window: int, before: int, after: int, rate:
     """Two windows, the second from what the first kept, are one; and acting keeps the same."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(attention, "CHUNKS", (chunk, chunk + 2))
+        patched.setattr(attention, "BLOCK", 2 * chunk)
         time = before + after
         parts, opens = drawn(2, time), torch.rand(time, 2) < rate
         whole = at_once(parts, opens, *empty(2, window))
@@ -107,10 +110,16 @@ def test_the_cheapest_way_is_taken() -> None:
 
     assert way(200, 200) is causal and way(200, 300) is causal
     short = way(1000, 10)
-    assert isinstance(short, Chunked) and (short.size, short.past) == (attention.CHUNKS[0], 9)
+    assert isinstance(short, Chunked) and (short.size, short.seen, short.past) == (20, 9, 20), "no token is filled up"
     assert len(short.bias) == 1, "rows without breaks share one mask"
     for dense in (way(200, 200, breaks=True), way(200, 200, is_filled=True), way(50, 40)):
-        assert isinstance(dense, Chunked) and dense.size == dense.length
+        assert isinstance(dense, Blocks)
+    dense = way(200, 200, breaks=True)
+    assert isinstance(dense, Blocks) and [bias.shape[2:] for bias in dense.biases] == [(128, 128), (72, 200)]
+
+
+def test_chunks_share_a_line_evenly() -> None:
+    assert [even(*each) for each in ((1000, 32), (128, 64), (97, 32), (7, 64), (9, 4))] == [25, 64, 25, 7, 3]
 
 
 def lines(rows: int, tokens: int) -> Tensor:
@@ -149,6 +158,7 @@ def test_a_product_knows_how_long_ago_a_key_was_and_nothing_else() -> None:
 
 
 def test_gradients_of_all_ways_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "BLOCK", 8)
     parts, opens = drawn(2, 30), torch.rand(30, 2) < 0.1
     weights, found = torch.randn(2, 30, HEADS, FEATURE), []
     for chunk, way in ((4, at_once), (50, at_once), (4, one_by_one)):

@@ -75,6 +75,34 @@ def test_all_in_one_pass_are_one_network_an_agent(name: str, sharing: str, sees:
     assert torch.allclose(critics(critics.joint(inputs, done)), slow_q(critics, team, inputs, done), atol=1e-5)
 
 
+@pytest.mark.parametrize("is_replaced", [False, True])
+def test_nothing_is_written_over_that_somebody_holds(is_replaced: bool) -> None:
+    """Twice the same of the same joint actions, with the gradient of separate networks, and no copy of a gradient."""
+    world, form = World(agents=3), CriticForm(Network(hidden=(16, 16)))  # of narrower ones torch makes views
+    critics, codes = made(world.team, form)
+    inputs, done, other = seen(world, codes)
+    joint, change = critics.joint(inputs, done), other - done
+    firsts: list[Tensor] = []
+    critics.body.layers[0].register_forward_hook(lambda _module, _args, first: firsts.append(first))
+    kept = [each.clone() for each in joint.values()]
+    one, two = (critics.replaced(joint, change) if is_replaced else critics(joint) for _ in range(2))
+    assert torch.equal(one, two)
+    assert all(torch.equal(each, before) for each, before in zip(joint.values(), kept, strict=True))
+    assert all(each._version == 0 for each in firsts)
+    nodes, known = [one.grad_fn], set[object]()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in known:
+            known.add(node)
+            nodes += [before for before, _ in node.next_functions]
+    assert not [node for node in known if "CopySlices" in node.name()]  # pyright: ignore
+    if not is_replaced:
+        found = torch.autograd.grad(one.square().sum(), [*critics.parameters()])
+        slow = torch.autograd.grad(slow_q(critics, world.team, inputs, done).square().sum(), [*critics.parameters()])
+        for each, expected in zip(found, slow, strict=True):
+            torch.testing.assert_close(each, expected, atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("sharing", SHARINGS)
 @pytest.mark.parametrize("name", ["unequal", "dying", "multi-discrete", "continuous", "image"])
 def test_replacing_each_ones_own_action_is_making_so_many_joint_actions(name: str, sharing: str) -> None:

@@ -12,6 +12,7 @@ from martes.networks.autoregressive import UNROLLED
 from martes.networks.mat import MATShape
 from martes.networks.sable import SableShape
 from tests.networks.sables import (
+    CLOSE,
     SHAPES,
     check_compiles,
     check_faces,
@@ -37,8 +38,9 @@ def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str
 def test_every_shape_keeps_the_law(world: str, shape: str) -> None:
     chain, workspace = recorded(WORLDS[world], SHAPES[shape])
     whole = replay(chain, workspace, given=chain.members[0].given)
-    for name in ("log_prob", "entropy", "value"):
-        assert torch.allclose(whole[name][workspace.decided], workspace[name][workspace.decided], atol=2e-5), name
+    for name in ("log_prob", "value"):
+        one, other = whole[name][workspace.decided], workspace[name][workspace.decided]
+        assert torch.allclose(one, other, atol=CLOSE[name]), name
 
 
 @pytest.mark.parametrize("world", ["dying", "continuous"])

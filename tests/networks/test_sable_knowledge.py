@@ -118,8 +118,12 @@ def test_what_is_forced_is_done_and_known(kind: str) -> None:
     forced[:, 0] = (own[:, 0] + 1) % 2 if kind != "continuous" else own[:, 0] * 0.5 + 0.7
     out, after = sable.step({**inputs, "forced_action": forced}, sable.initial_memory(2))
     assert torch.equal(out["action"][:, 0], forced[:, 0])
-    assert not torch.isclose(out["entropy"][:, 1:], free["entropy"][:, 1:]).any(), "later agents know what was done"
-    assert torch.equal(out["entropy"][:, 0], free["entropy"][:, 0])
+    choice = sable.given[0]
+    alone = {name: each for name, each in inputs.items() if name != "forced"} | {choice: free[choice]}
+    told = {**inputs, "forced_action": forced, choice: out[choice]}
+    spread, its_spread = (sable.step(each, sable.initial_memory(2))[0]["entropy"] for each in (alone, told))
+    assert not torch.isclose(its_spread[:, 1:], spread[:, 1:]).any(), "later agents know what was done"
+    assert torch.equal(its_spread[:, 0], spread[:, 0])
     given = {**inputs, "forced_action": forced, sable.given[0]: out[sable.given[0]]}
     given = {name: value.unsqueeze(0) for name, value in given.items() if name != "noise"}
     scored, its = sable.sequence(given, sable.initial_memory(2), torch.zeros(1, 2, dtype=torch.bool))

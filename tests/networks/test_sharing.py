@@ -74,6 +74,7 @@ def test_padded_weights_are_zero_and_stay_zero() -> None:
     obs = torch.randn(16, 3, 6)
     obs[:, 0, 2:] = 0
     inputs = {"obs": obs, "agent_mask": torch.ones(16, 3, dtype=torch.bool)}
+    inputs["action"] = torch.zeros(16, 3, dtype=torch.int64)
     for _ in range(3):
         optimiser.zero_grad()
         policy.step(inputs, ())[0]["entropy"].sum().backward()

@@ -7,7 +7,7 @@ from PIL import Image, ImageColor
 from martes.envs.batched.drawing import PALETTE
 from martes.errors import DataError
 from martes.report import Interval, learning_curve, records
-from martes.report.curves import curve
+from martes.report.curves import curve, learning_curves
 from martes.report.records import Record
 
 
@@ -56,7 +56,7 @@ def test_numbers_that_are_not_finite_leave_a_gap():
 
 def test_one_run_draws_test_and_training_episodes(runs, tmp_path):
     path = learning_curve(records(runs / "ippo-climbing/0"), tmp_path / "learning_curve.png")
-    assert Image.open(path).size == (960, 600)
+    assert Image.open(path).size == (960, 657)
     assert share_of(PALETTE[0], path) > 0.001 and share_of(PALETTE[4], path) > 0.0005
 
 
@@ -73,7 +73,44 @@ def test_each_task_has_a_panel(runs, tmp_path):
     found = records(runs)
     elsewhere = [Record(run.folder, {**run.config, "env.name": "penalty"}, run.rows) for run in found]
     path = learning_curve([*found, *elsewhere], tmp_path / "panels.png")
-    assert Image.open(path).size == (1560, 540)
+    assert Image.open(path).size == (1560, 597)
+
+
+def many(tasks, experiments):
+    """Runs of so many experiments, two seeds each, on each of so many tasks."""
+    numbers = [{"step": step, "time": 0.0, "kind": "evaluation", "evaluation/return": step / 9} for step in (0, 9)]
+    configs = [
+        {"algorithm.name": "mine:a rather long name", "env.name": f"task {task}", "algorithm.lr": lr}
+        for task in range(tasks)
+        for lr in range(experiments)
+    ]
+    return [Record(Path("run"), {**config, "training.seed": seed}, numbers) for config in configs for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(("tasks", "experiments"), [(1, 1), (1, 4), (4, 5), (1, 20), (8, 5), (1, 40), (40, 1)])
+def test_however_many_experiments_there_are_names_hide_no_panel(tasks, experiments):
+    figure = learning_curves(many(tasks, experiments), {"task 0": Interval(0.1, 0.0, 0.2)})
+    figure.draw_without_rendering()
+    (legend,), dots = figure.legends, figure.dpi
+    boxes, names = [axes.get_tightbbox() for axes in figure.axes], legend.get_window_extent()
+    assert len(boxes) == tasks and len(legend.get_texts()) == experiments + 1
+    assert all(axes.get_legend() is None for axes in figure.axes)
+    for place, box in enumerate(boxes):
+        assert box.width > 3.5 * dots and box.height > 2.5 * dots
+        assert not any(box.overlaps(other) for other in (*boxes[:place], names))
+    assert all(figure.bbox.containsx(x) for x in (names.x0, names.x1)) and names.y0 >= -1
+    assert max(text.get_window_extent().x1 for text in legend.get_texts()) <= figure.bbox.x1
+
+
+def test_a_line_has_the_same_look_in_every_panel_and_no_other_line_has_it():
+    figure = learning_curves(many(3, 40)[40:])  # the first task lacks half of them
+
+    def looks(axes):
+        return {line.get_label(): (line.get_color(), line.get_linestyle(), line.get_marker()) for line in axes.lines}
+
+    first, second, third = map(looks, figure.axes)
+    assert len(first) == 20 and second == third and first.items() <= second.items()
+    assert len(set(second.values())) == 40
 
 
 def test_a_curve_without_measurements_is_refused(runs, tmp_path):

@@ -1,10 +1,9 @@
 import shutil
-from pathlib import Path
 
 import pytest
 
 from martes.errors import DataError
-from martes.report.records import Record, experiments, records
+from martes.report.records import records
 
 
 @pytest.fixture
@@ -95,17 +94,3 @@ def test_a_killed_run_is_read_without_its_unfinished_line_and_is_not_finished(ow
     path.write_text("".join(lines[:-3]) + lines[-3][:20])
     run = records(own_runs)[0]
     assert len(run.rows) == len(lines) - 3 and not run.is_finished
-
-
-def run_of(**config):
-    return Record(folder=Path("run"), config={"algorithm.name": "ppo", "env.name": "spread", **config}, rows=[])
-
-
-def test_experiments_differ_in_more_than_seed_or_machine():
-    same = [run_of(**{"training.seed": seed, "training.device": device}) for seed, device in ((0, "cpu"), (1, "cuda"))]
-    assert experiments(same) == {"ppo on spread": same}
-    fast = [run_of(**{"algorithm.lr": 0.1, "training.seed": seed}) for seed in (0, 1)]
-    slow = [run_of(**{"algorithm.lr": 0.01, "training.seed": 0})]
-    assert experiments([*fast, *slow]) == {"ppo on spread, lr 0.1": fast, "ppo on spread, lr 0.01": slow}
-    other = run_of(**{"env.name": "custom", "env.factory": "mine:make", "algorithm.lr": 0.1})
-    assert list(experiments([*fast, other])) == ["ppo on spread", "ppo on mine:make"]

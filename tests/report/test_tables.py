@@ -15,7 +15,7 @@ def run_of(returns, seed=0, speeds=(100.0,), finished=True):
     ]
     rows += [{"step": 1, "time": 0.0, "kind": "train", "speed/env_steps_per_second": speed} for speed in speeds]
     steps = 100 * (len(returns) - 1)
-    names = {"algorithm.name": "ppo", "env.name": "spread", "training.seed": seed}
+    names = {"algorithm.name": "ppo", "algorithm.critic": "central", "env.name": "spread", "training.seed": seed}
     return Record(Path(f"run{seed}"), {**names, "training.steps": steps if finished else steps + 1}, rows)
 
 
@@ -26,7 +26,7 @@ def test_a_line_by_hand():
         "experiment", "seeds", "steps", "at the end", "first tenth", "last tenth", "random play", "steps/s", "learned"
     ]  # fmt: skip
     assert rule == ["---"] + ["---:"] * 8
-    assert line == ["ppo on spread", "2", "1,000", "7 [5, 9]", "1", "4 [3, 5]", "2 [1.5, 2.5]", "150", "yes"]
+    assert line == ["mappo on spread", "2", "1,000", "7 [5, 9]", "1", "4 [3, 5]", "2 [1.5, 2.5]", "150", "yes"]
 
 
 def test_learned_means_above_the_first_tenth_and_above_random_play():
@@ -41,7 +41,7 @@ def test_learned_means_above_the_first_tenth_and_above_random_play():
 
 def test_unfinished_runs_and_missing_numbers_show():
     (line,) = cells(results_table([run_of([1.0, 2.0], finished=False, speeds=())]))[2:]
-    assert line[0] == "ppo on spread (unfinished)" and line[6] == line[7] == "-"
+    assert line[0] == "mappo on spread (unfinished)" and line[6] == line[7] == "-"
     (line,) = cells(results_table([run_of([])]))[2:]
     assert line[3:7] == ["-"] * 4 and line[-1] == "one seed"
 
@@ -49,6 +49,7 @@ def test_unfinished_runs_and_missing_numbers_show():
 def test_real_runs_make_a_table_with_a_line_for_each_experiment(runs):
     table = cells(results_table(records(runs)))
     assert [line[:3] for line in table[2:]] == [
-        ["ppo on climbing, critic local", "2", "1,600"], ["ppo on climbing, critic central", "1", "1,600"]
-    ]  # fmt: skip
+        [f"{name} on climbing, epochs 1, minibatches 1, lr 0.0005, and 1 more", seeds, "1,600"]
+        for name, seeds in (("ippo", "2"), ("mappo", "1"))
+    ]
     assert all(float(line[7].replace(",", "")) > 0 for line in table[2:])

@@ -19,7 +19,7 @@ from martes.evolving import evolve
 from martes.training import checkpoint
 from martes.training.rows import Row, TensorBoard, read_rows
 from martes.training.run import RunFolder
-from tests.envs.leftovers import nothing_left
+from tests.envs.leftovers import nothing_left, soon
 from tests.training.walks import Run, Walk, a_run, trained, with_env
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -42,6 +42,23 @@ class Leisurely(BatchedEnv):
 
 def leisurely(copies: int) -> Leisurely:
     return Leisurely(Walk(), copies)
+
+
+class Patient(BatchedEnv):
+    """Waits where tests are played in the background, until rows of training are told; not for ever."""
+
+    def __init__(self, copies: int, metrics: str) -> None:
+        super().__init__(Walk(), copies)
+        self.metrics = Path(metrics)
+
+    def step(self, action: torch.Tensor) -> TimeStep:
+        if multiprocessing.parent_process() is not None:
+            soon(lambda: self.metrics.exists() and '"kind": "train"' in self.metrics.read_text())
+        return super().step(action)
+
+
+def patient(copies: int, metrics: str) -> Patient:
+    return Patient(copies, metrics)
 
 
 class Failing(BatchedEnv):
@@ -109,7 +126,7 @@ def test_with_memory_and_drawn_actions_too(tmp_path, unchecked):
 
 
 def test_training_goes_on_meanwhile(tmp_path, unchecked):
-    trained(in_background(a_run()), tmp_path)
+    trained(with_env(in_background(a_run(), "patient"), options={"metrics": f"{tmp_path}/metrics.jsonl"}), tmp_path)
     at = [(row["kind"], row["step"]) for row in rows(tmp_path)]
     assert at.index(("train", 32)) < at.index(("evaluation", 0))
 
@@ -185,7 +202,6 @@ def test_tensorboard_keeps_rows_that_came_before_a_late_one(tmp_path):
         for row in kept[len(each) :]:
             board.write(row)
         board.close()
-        time.sleep(1.1)  # event files are ordered by their second
     found = event_file.EventAccumulator(str(tmp_path)).Reload()
     assert [each.step for each in found.Scalars("train/return")] == [32, 64]
     assert [each.step for each in found.Scalars("evaluation/return")] == [48]

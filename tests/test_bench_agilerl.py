@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
@@ -19,6 +20,7 @@ from martes.bench.timing import Measurement
 from martes.cli.commands import Bench
 from martes.envs.catalogue import environment
 from martes.errors import ConfigError
+from martes.evolution.generation import Site
 
 RATE = Beside("training", (100.0, 200.0, 400.0), (300.0, 800.0, 2000.0), goal=3, note="why")
 TIME = Beside("an update", (100.0, 125.0), (500.0, 500.0), goal=8, is_time=True)
@@ -136,3 +138,10 @@ def test_what_cannot_be_measured_is_refused(wrong, told):
 
 def test_the_section_is_headed_as_it_is_found():
     assert Told((), "", "", 0.0).section().startswith(f"{agilerl_page.HEADING}\n")
+
+
+def test_a_population_lives_as_evolve_lets_it():
+    """Two generations of four members, each of as many steps as one of the peer's; the pool grows with them."""
+    with closing(Site()) as site:
+        lived = agilerl.population(agilerl.BATCHED, environment(agilerl.BATCHED).team, site)
+        assert lived(1) == lived(1) == 4 * agilerl_peer.PIECE

@@ -8,7 +8,7 @@ every 96 env-steps from replay; rollouts of 2,048 env-steps, in 4 passes of mini
 import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -33,13 +33,16 @@ from martes.envs.pace import drawn_actions
 from martes.envs.settings import Environment
 from martes.errors import ConfigError, require
 from martes.evolution.architecture import Shapes
-from martes.evolution.member import revived
+from martes.evolution.fitness import fitness_named
+from martes.evolution.generation import Site, Work, outcome
+from martes.evolution.member import State, revived
 from martes.evolution.population import breeding_of, first_generation, next_generation
 from martes.evolution.settings import Chances, Evolution
-from martes.evolution.shared_replay import without_rows
+from martes.evolution.shared_replay import pooled, without_rows
 from martes.networks import ActorCritic, Network
 from martes.networks.deterministic import ActionNoise
 from martes.training.process import reuse_memory, threads
+from martes.training.settings import Evaluation
 
 VERSION = "2.58.0"
 """Of AgileRL, as measured so far."""
@@ -80,6 +83,8 @@ _EVOLUTION = Evolution(
         "algorithm.ratio": (0.005, 0.05),
     },
 )
+_LIVING = replace(_EVOLUTION, mutation=Chances(none=0.2, hyperparameter=0.2, parameters=0.0, architecture=0.2))
+"""Without what AgileRL 2.58.0 cannot do to a member whose layers have changed."""
 
 
 class Peer:
@@ -175,6 +180,13 @@ def measured(python: Path | None, repeats: int) -> tuple[tuple[Beside, ...], str
         for name in ALGORITHMS:
             pair = {each: envs[each] for each in (plain, TENSORS)}
             lines += beside(name, peer, pair, floors, repeats, counts[name])
+        for name in (plain, TENSORS):
+            site = opened.enter_context(closing(Site()))
+            found = rates(
+                {THERE: peer.side("population"), "": population(HOSTED[name], envs[name].team, site)}, repeats
+            )
+            label = f"a population of 4 of MADDPG, here {name}"
+            lines.append(Beside(label, tuple(found[THERE]), tuple(found[""]), None if name == TENSORS else 3.0))
         lines += _bred(peer, envs[plain].team, repeats)
     return tuple(lines), f"AgileRL {hello['agilerl']}, torch {hello['torch']}"
 
@@ -249,6 +261,33 @@ def _bred(peer: Peer, team: TeamSpec, repeats: int) -> list[Beside]:
         )
         for end in ends
     ]
+
+
+def population(task: Environment, team: TeamSpec, site: Site) -> Side:
+    """Generations of four members of MADDPG that share their replay, as `martes evolve` lets them live: env-steps.
+
+    A generation ends with a test episode in each environment, which are not counted; and with selection and mutation.
+    """
+    breeding = breeding_of(_LIVING, _REPLAYED, team)
+    members = first_generation(_REPLAYED, team, 4, seed=0)
+    keeper = _REPLAYED.learner(team, torch.Generator())
+    pool: State = {}
+    generation = 0
+    evaluation, fitness = Evaluation(episodes=COPIES), fitness_named("team", team)
+
+    def lived(count: int) -> int:
+        nonlocal members, pool, generation
+        for _ in range(count):
+            if generation:
+                members = next_generation(members, breeding, 0, generation)
+            generation += 1
+            until = generation * agilerl_peer.PIECE
+            work = Work(task, evaluation, fitness, 0, generation, until, total=until, pool=pool)
+            ends = [outcome(member, work, site) for member in members]
+            members, pool = [each.member for each in ends], pooled(pool, [each.seen for each in ends], keeper)
+        return count * agilerl_peer.PIECE * len(members)
+
+    return lived
 
 
 def generations(algorithm: Algorithm, team: TeamSpec, is_revived: bool = False) -> Side:

@@ -19,7 +19,10 @@ after 2,000 env-steps or more; neither side logs. An update from replay includes
 (tournaments of 2, elite kept) and mutation have a chance of 0.2 each for none, hyperparameter, parameters and
 architecture; replay is shared; AgileRL's members are learners throughout, ours are data that learners are made from.
 Policies have layers of 32, 32, 64, 32 with normalised features, critics of joint actions 32, 32; IPPO's critics are as
-its policies. The original environment is hosted here as was faster just before: in this process, or in two.
+its policies. A population of 4 lives in generations of 2,400 env-steps each, all members' counted; ours play a test
+episode in each environment at its end, AgileRL's one step; parameters are not mutated there, which fails in AgileRL
+2.58.0 once layers have changed. The original environment is hosted here as was faster just before: in this process, or
+in two.
 """
 _BUSY = 0.5
 """Processes at work beside a measurement from which on it is told to be rough."""

@@ -86,14 +86,14 @@ class Peer:
         buffer = import_module("agilerl.components.replay_buffer").ReplayBuffer
         self.memories = {name: buffer(100_000) for name in ("MADDPG", "MATD3")}
         self.rollout: object = None
-        self.generation = self.population(algorithms)
+        self.generation, self.bred = self.population(algorithms)
 
     def agent(self, algorithms: ModuleType, name: str, **more: object) -> Agent:
         """A fresh agent with the settings of this algorithm."""
         return getattr(algorithms, name)(**self.team, **SETTINGS[name], net_config=NETWORKS, **more)
 
-    def population(self, algorithms: ModuleType) -> Work:
-        """Selections from, and mutations of, four members of MADDPG; the elite stays as it is, as here."""
+    def population(self, algorithms: ModuleType) -> tuple[Work, Work]:
+        """Four members of MADDPG: selection and mutation alone, and whole generations. The elite stays, as here."""
         registry = import_module("agilerl.algorithms.core.registry")
         hpo, parameter = import_module("agilerl.hpo.mutation"), registry.RLParameter
         searched = registry.HyperparameterConfig(
@@ -102,9 +102,12 @@ class Peer:
             batch_size=parameter(min=8, max=512, dtype=int),
             learn_step=parameter(min=20, max=200, dtype=int, grow_factor=1.5, shrink_factor=0.75),
         )
-        members = [self.agent(algorithms, "MADDPG", index=index, hp_config=searched) for index in range(4)]
+        members, living = (
+            [self.agent(algorithms, "MADDPG", index=index, hp_config=searched) for index in range(4)] for _ in range(2)
+        )
         selection = import_module("agilerl.hpo.tournament").TournamentSelection(2, True, 4)
         mutations = hpo.Mutations(0.2, 0.2, 0.2, 0.2, 0.0, 0.2, mutate_elite=False, rand_seed=1)
+        others = hpo.Mutations(0.2, 0.2, 0.2, 0.0, 0.0, 0.2, mutate_elite=False, rand_seed=1)
 
         def generations(count: int) -> int:
             nonlocal members  # selection uses up whom it selects from
@@ -114,14 +117,27 @@ class Peer:
                 members = mutations.mutation(selection.select(members)[1])
             return count
 
-        return generations
+        train = import_module("agilerl.training.train_multi_agent_off_policy").train_multi_agent_off_policy
+        memory = import_module("agilerl.components.replay_buffer").ReplayBuffer(100_000)
+
+        def lives(count: int) -> int:
+            nonlocal living
+            before = living[0].metrics.steps
+            plan = {"max_steps": before + count * PIECE, "evo_steps": PIECE, "eval_steps": 1, "verbose": False}
+            # Without mutations of parameters, which fail in 2.58.0 on a member whose layers have changed.
+            hpo = {"selection_strategy": selection, "mutation": others, "learning_delay": 1000}
+            living, _ = train(self.env, "", "MADDPG", living, memory=memory, **plan, **hpo)
+            return (living[0].metrics.steps - before) * len(living)  # children go on counting for their parents
+
+        return generations, lives
 
     @property
     def works(self) -> dict[str, Work]:
         """What can be ordered."""
         training = {f"train {name}": partial(self.trained, name) for name in SETTINGS}
         updates = {f"update {name}": partial(self.updated, name) for name in SETTINGS}
-        return {"environment": self.stepped, "generation": self.generation, **training, **updates}
+        bred = {"generation": self.generation, "population": self.bred}
+        return {"environment": self.stepped, **bred, **training, **updates}
 
     @property
     def parameters(self) -> dict[str, list[int]]:

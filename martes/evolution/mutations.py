@@ -59,13 +59,15 @@ class Hyperparameter:
     def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
         """The member with one number (or all of them) changed; None where each is at its bound or alone there."""
         algorithm, done = member.algorithm, list[_Move]()
+        capacity = _capacity(algorithm, member.team)
         for place in torch.randperm(len(self.space), generator=generator, device=generator.device).tolist():
             path = list(self.space)[place]
-            found = _moves(algorithm, path, self.space[path])
-            moves = [move for move in found if _keeps_store(algorithm, move.algorithm, member.team)]
-            if moves:
-                chosen = torch.randint(len(moves), (), generator=generator, device=generator.device)
-                done.append(moves[int(chosen)])
+            moves = _moves(algorithm, path, self.space[path])
+            order = torch.randperm(len(moves), generator=generator, device=generator.device).tolist()
+            fit = (moves[nth] for nth in order if _keeps_store(capacity, moves[nth].algorithm, member.team))
+            move = next(fit, None)  # one is enough, and each costs a learner
+            if move is not None:
+                done.append(move)
                 algorithm = done[-1].algorithm
                 if not self.all_at_once:
                     break
@@ -104,9 +106,12 @@ def _can_be(algorithm: Algorithm, team: TeamSpec) -> bool:
     return True
 
 
-def _keeps_store(old: Algorithm, new: Algorithm, team: TeamSpec) -> bool:
-    """Is there a learner with the new numbers, with a store of as many rows?"""
-    return _can_be(new, team) and _capacity(old, team) == _capacity(new, team)
+def _keeps_store(capacity: int | None, algorithm: Algorithm, team: TeamSpec) -> bool:
+    """Is there a learner with these numbers, with a store of so many rows?"""
+    try:
+        return _capacity(algorithm, team) == capacity
+    except ConfigError:
+        return False
 
 
 def _capacity(algorithm: Algorithm, team: TeamSpec) -> int | None:

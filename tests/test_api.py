@@ -73,7 +73,7 @@ def test_an_experiment_of_ones_own(tmp_path, monkeypatch):
     run = martes.train(experiment, **{"algorithm.lr": 1e-3})
     assert run.experiment.algorithm == PPO(network=Network(hidden=(8,)), rollout=5, lr=1e-3)
     assert run.folder.path.parent == Path("runs")
-    assert run.folder.path.name.startswith("ppo-two-step-s0-")
+    assert run.folder.path.name.startswith("mappo-two-step-s0-")
 
 
 def vector_env(copies, device="cpu", ends=0.1):

@@ -136,7 +136,7 @@ def test_play(run, tmp_path, capsys):
 def test_report(run, tmp_path, capsys):
     picture = tmp_path / "curves.png"
     assert main(["report", str(run), "--output", str(picture)]) == 0
-    assert "| ppo on two-step |" in capsys.readouterr().out
+    assert "| ippo on two-step" in capsys.readouterr().out
     assert Image.open(picture).width > 300
     assert main(["report", str(tmp_path / "empty")]) != 0
     assert "no run to read" in told(capsys)
@@ -172,7 +172,7 @@ def test_sweep_trains_all_and_does_nothing_twice(tmp_path, capsys):
     words += ["--run-dir", str(tmp_path / "sweep"), "training.steps=40", *TINY]
     assert main(words) == 0
     out = capsys.readouterr().out
-    assert "| ppo on two-step" in out
+    assert "| ippo on two-step" in out
     rows = sorted((tmp_path / "sweep").rglob("metrics.jsonl"))
     assert [path.parent.name for path in rows] == ["seed-4", "seed-7"]
     written = [path.stat().st_mtime_ns for path in rows]

@@ -98,12 +98,13 @@ class Choices(nn.Module):
         return executed(sample, inputs) if "forced" in inputs else sample
 
     def scored(self, scores: Float[Tensor, "*lead agent output"], sample: Tensor, inputs: Inputs) -> Outputs:
-        """The choice, its log-probability given the choices before it, and, where it was given, the entropy there."""
+        """The choice, its log-probability given the choices before it, and the entropy there."""
         distribution = self.distribution(scores, inputs)
-        outputs = {self.choice: sample, "log_prob": distribution.log_prob(sample)}
-        if self.choice in inputs:
-            outputs["entropy"] = distribution.entropy()
-        return outputs
+        return {
+            self.choice: sample,
+            "log_prob": distribution.log_prob(sample),
+            "entropy": distribution.entropy(),
+        }
 
 
 class ActionTokens(nn.Module):

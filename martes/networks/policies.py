@@ -22,9 +22,8 @@ class Policy(TemporalModule):
 
     The deviation of continuous actions is a parameter, or, where a policy `sees_spread`, a function of what it sees.
     Given no choice it draws one (the noise is an input; without noise it takes the mode); given `action` (or `sample`,
-    the pre-squash choice of a continuous policy) it scores that. Either way it returns `action`, `log_prob` and, when
-    continuous, `sample`; `entropy`, which only a loss reads, where it scores. Logits of actions that do not exist or
-    are illegal are the smallest finite number.
+    the pre-squash choice of a continuous policy) it scores that. Either way it returns `action`, `log_prob`, `entropy`
+    and, when continuous, `sample`. Logits of actions that do not exist or are illegal are the smallest finite number.
     """
 
     legal: Tensor
@@ -103,14 +102,11 @@ class Policy(TemporalModule):
     def _scored(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Outputs:
         distribution = self.distribution(features, inputs)
         sample = inputs.get(self.choice)
-        is_scored = sample is not None
         if sample is None:
             noise = inputs.get("noise")
             sample = distribution.mode() if noise is None else distribution.sample(noise)
             sample = sample if self.is_continuous else executed(sample, inputs)
-        outputs = {"log_prob": distribution.log_prob(sample), self.choice: sample}
-        if is_scored:
-            outputs["entropy"] = distribution.entropy()
+        outputs = {"log_prob": distribution.log_prob(sample), "entropy": distribution.entropy(), self.choice: sample}
         if isinstance(distribution, SquashedGaussian):
             outputs["action"] = executed(distribution.action(sample), inputs)
         return outputs

@@ -173,5 +173,6 @@ class ActionTokens(nn.Module):
         """Tokens of what they tell."""
         if self.is_continuous:
             return functional.gelu(content @ self.weight)
-        rows = functional.embedding(content, self.weight)
-        return functional.gelu(rows.squeeze(-2) if self.is_single else rows.sum(-2))
+        if self.is_single:  # of each row once, not of each token
+            return functional.embedding(content.squeeze(-1), functional.gelu(self.weight))
+        return functional.gelu(functional.embedding(content, self.weight).sum(-2))

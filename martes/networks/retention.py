@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -29,6 +29,9 @@ Evaluation = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Ten
 """(query, key, value, state) -> (retained, state after): one of the ways to compute retention.
 
 Without a state nothing was before; where nothing need be carried on, none comes back."""
+
+NEVER = -1e4
+"""The logarithm of a decay of 0: exp(0 · NEVER) = 1 and exp(NEVER) = 0, as 0^0 and 0^1 should be."""
 
 MIXED = 64
 """How many states are joined by one matrix product; more are joined in levels."""
@@ -45,10 +48,13 @@ def decays(heads: int, scale: float) -> Float[Tensor, "head"]:
 
 
 class Points(NamedTuple):
-    """Where tokens, or ends of chunks, stand: their time step, their segment, and whether they are there at all."""
+    """Where tokens, or ends of chunks, stand: their time step, their segment, and whether they are there at all.
 
-    time: Int64[Tensor, "point"]
-    segment: Int64[Tensor, "env point"]
+    Whole numbers in floating point, exact to 2^24: compiled for a processor, integers would be taken one by one.
+    """
+
+    time: Float[Tensor, "point"]
+    segment: Float[Tensor, "env point"]
     is_there: Bool[Tensor, "env point"]
 
     def padded(self, count: int) -> "Points":
@@ -74,11 +80,8 @@ class Weights(NamedTuple):
     """The last point of each chunk."""
 
 
-def _weights(points: Points, powers: Float[Tensor, "head gap"], size: int, sees_step: bool) -> Weights:
-    """The weights in chunks of `size` points, the last padded; `powers` holds κ^0, κ^1, … of each head.
-
-    Every decay is looked up by a gap that is never negative: no overflow, and 0^0 = 1.
-    """
+def _weights(points: Points, rate: Float[Tensor, "head"], size: int, sees_step: bool) -> Weights:
+    """The weights in chunks of `size` points, the last padded; κ^gap = exp(gap · rate), and no gap is negative."""
     points = points.padded(-len(points.time) % size)
     time = points.time.view(-1, size)
     segment, is_there = (each.unflatten(1, time.shape) for each in points[1:])
@@ -91,8 +94,8 @@ def _weights(points: Points, powers: Float[Tensor, "head gap"], size: int, sees_
     segment_before = functional.pad(ends.segment[:, :-1], (1, 0))
     continues = segment == segment_before.unsqueeze(2)
     return Weights(
-        powers[:, gap.clamp(min=0)] * counts.unsqueeze(1),
-        powers[:, time - end_before.unsqueeze(1)] * continues.unsqueeze(1),
+        torch.where(counts.unsqueeze(1), torch.exp(rate[:, None, None, None] * gap.clamp(min=0)), 0),
+        torch.where(continues.unsqueeze(1), torch.exp(rate[:, None, None] * (time - end_before.unsqueeze(1))), 0),
         ends,
     )
 
@@ -111,11 +114,11 @@ class Line:
     Points are joined in groups by one product of matrices, the ends of groups by a line of their own.
     """
 
-    def __init__(self, points: Points, powers: Float[Tensor, "head gap"]) -> None:
+    def __init__(self, points: Points, rate: Float[Tensor, "head"]) -> None:
         self.count = len(points.time)
         self.size = min(MIXED, self.count)
-        self.within, self.since, ends = _weights(points, powers, self.size, sees_step=False)
-        self.above = Line(ends, powers) if len(ends.time) > 1 else None
+        self.within, self.since, ends = _weights(points, rate, self.size, sees_step=False)
+        self.above = Line(ends, rate) if len(ends.time) > 1 else None
 
     def states(
         self, added: Float[Tensor, "env head point key value"], state: States | None
@@ -146,10 +149,10 @@ class Chunks:
     Within a chunk by scores, from before it by the state at the end of the chunk before.
     """
 
-    def __init__(self, points: Points, powers: Float[Tensor, "head gap"], size: int, sees_step: bool) -> None:
+    def __init__(self, points: Points, rate: Float[Tensor, "head"], size: int, sees_step: bool) -> None:
         self.tokens, self.size = len(points.time), size
-        self.within, self.since, ends = _weights(points, powers, size, sees_step)
-        self.line = Line(ends, powers)
+        self.within, self.since, ends = _weights(points, rate, size, sees_step)
+        self.line = Line(ends, rate)
 
     def __call__(self, query: Heads, key: Heads, value: Heads, state: States | None) -> tuple[Heads, States | None]:
         """What each token retains, and the state after the last."""
@@ -177,8 +180,8 @@ class Steps:
     No product of agents with agents is ever formed: the cost is linear in the number of agents, and no step is cut.
     """
 
-    def __init__(self, points: Points, powers: Float[Tensor, "head gap"], mask: Bool[Tensor, "env token"]) -> None:
-        self.line = Line(points, powers)
+    def __init__(self, points: Points, rate: Float[Tensor, "head"], mask: Bool[Tensor, "env token"]) -> None:
+        self.line = Line(points, rate)
         self.mask = mask[:, :, None, None]
 
     def __call__(self, query: Heads, key: Heads, value: Heads, state: States | None) -> tuple[Heads, States]:
@@ -235,19 +238,18 @@ def chunkwise(
     if chunk_size < 1:
         raise ConfigError(f"chunk_size is {chunk_size}: it counts tokens and must be at least 1")
     time, agents = mask.shape[1:]
-    steps = torch.arange(time, device=decay.device)
-    segment = start.cumsum(0).T
+    steps = torch.arange(time, device=decay.device, dtype=decay.dtype)
+    segment = start.cumsum(0, dtype=decay.dtype).T
     tokens = Points(steps.repeat_interleave(agents), segment.repeat_interleave(agents, dim=1), mask.flatten(1))
-    gaps = torch.arange(time + 1, device=decay.device, dtype=decay.dtype)
-    powers = decay.unsqueeze(1) ** gaps
-    in_turn = Chunks(tokens, powers, even(time * agents, chunk_size), sees_step=False)
+    rate = decay.log().clamp(min=NEVER)
+    in_turn = Chunks(tokens, rate, even(time * agents, chunk_size), sees_step=False)
     if agents == 1:
         return Evaluations(in_turn, in_turn)  # who is alone observes as it acts
     if agents > chunk_size:
         points = Points(steps, segment, torch.ones_like(segment, dtype=torch.bool))
-        return Evaluations(Steps(points, powers, tokens.is_there), in_turn)
+        return Evaluations(Steps(points, rate, tokens.is_there), in_turn)
     size = agents * even(time, chunk_size // agents)
-    return Evaluations(Chunks(tokens, powers, size, sees_step=True), in_turn)
+    return Evaluations(Chunks(tokens, rate, size, sees_step=True), in_turn)
 
 
 def even(length: int, limit: int) -> int:

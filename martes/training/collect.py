@@ -13,6 +13,10 @@ from martes.errors import EnvError
 from martes.networks import Chain, TemporalModule, act
 from martes.networks.temporal import EARNED
 from martes.training.episodes import Episodes
+from martes.training.process import threads
+
+FEW = 64
+"""Agents of all environments together up to which one thread acts: of more, each would wait for the others."""
 
 
 @dataclass
@@ -93,7 +97,8 @@ class Collector:
         window.carry()
         window.memory = self._memory
         self._cuts.clear()
-        self._memory = act(self.chain, window, 0, window.time, generator=self.generator, on_cut=self._keep)
+        with threads(1 if window.envs * self.env.team.size <= FEW else torch.get_num_threads()):
+            self._memory = act(self.chain, window, 0, window.time, generator=self.generator, on_cut=self._keep)
         refuse_nonfinite(window)
         if "next_value" in window:
             self._bootstrap()

@@ -32,3 +32,15 @@ def test_a_still_copy_is_apart() -> None:
         online.weight.add_(1)
     assert (target.weight == 1).all()
     assert not target(torch.randn(3, 2)).requires_grad
+
+
+def test_hooks_of_a_copy_are_its_own() -> None:
+    called: list[str] = []
+    module = nn.Linear(2, 2)
+    module.register_forward_hook(lambda *_: called.append("both"))
+    still = still_copy(module)
+    still.register_forward_pre_hook(lambda *_: called.append("copy"))
+    module.register_forward_pre_hook(lambda *_: called.append("module"))
+    module(torch.zeros(2))
+    still(torch.zeros(2))
+    assert called == ["module", "both", "copy", "both"]

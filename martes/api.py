@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from time import strftime
 
@@ -44,6 +44,8 @@ Place = str | os.PathLike[str]
 _SHORT = {"steps": "training.steps", "seed": "training.seed"}
 _MAY_CHANGE = re.compile(r"training\.(?!seed|data)|evaluation\.|logging\.|env\.(workers|timeout|start_method|compile)$")
 """What a resumed run may be told anew: nothing that decides what is learned from one step to the next."""
+_RULES = re.compile(r"env\.(options\.|wrap\.(time_limit|reward_scale|team_reward|against))")
+"""What decides how much anybody may earn in a task."""
 
 
 @dataclass(frozen=True)
@@ -79,24 +81,35 @@ def train(
     changes = {_SHORT.get(name, name): value for name, value in values.items()}
     if resume is not None:
         folder, place = located(resume)
-        return trained(continued(folder, changes), folder, place)
+        return trained(continued(folder, changes, place), folder, place)
     experiment = (preset if isinstance(preset, Experiment) else PRESETS[preset]).changed(changes)
     return trained(experiment, new_folder(experiment, run_dir, preset if isinstance(preset, str) else ""))
 
 
-def continued(folder: RunFolder, changes: Mapping[str, object] | list[tuple[str, object]]) -> Experiment:
-    """The experiment of a run that is to go on, changed. Raises ConfigError for a change of what is learned."""
+def continued(
+    folder: RunFolder, changes: Mapping[str, object] | list[tuple[str, object]], origin: Path | None = None
+) -> Experiment:
+    """The experiment of a run that is to go on from the checkpoint `origin`, changed.
+
+    Raises ConfigError for a change of what is learned, and for an end that lies behind.
+    """
+    before = experiment_of(folder)
+    sections = {each.name for each in fields(Experiment)}
     for path in dict(changes):
-        if not _MAY_CHANGE.match(path):
+        if path.partition(".")[0] in sections and not _MAY_CHANGE.match(path):
             raise ConfigError(f"{path} decides what a run learns and cannot change on the way: start another run")
-    return experiment_of(folder).changed(changes)
+    experiment = before.changed(changes)
+    made, steps = 0 if origin is None else checkpoint.step_of(origin), experiment.training.steps
+    if steps < min(made, before.training.steps):
+        raise ConfigError(f"training.steps is {steps}, but {folder.path} has made {made}: give more, or leave it out")
+    return experiment
 
 
 def new_folder(experiment: Experiment, run_dir: Place | None = None, preset: str = "") -> RunFolder:
     """The folder `run_dir`, or a new one named by algorithm, task, seed, time. Raises ConfigError if it holds a run."""
     if run_dir is not None:
         folder = RunFolder(run_dir)
-        if folder.metrics.exists() or folder.newest_checkpoint() is not None:
+        if folder.has_begun:
             raise ConfigError(f"{run_dir} holds a run: go on with it (--resume {run_dir}), or name another folder")
         return folder
     algorithm = preset.partition("/")[0] or name_of(experiment)
@@ -121,12 +134,13 @@ def name_of(experiment: Experiment) -> str:
 
 def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = None) -> Run:
     """The run of an experiment in its folder, config.yaml and figures included; it goes on from `origin`, if given."""
-    _refuse_absent(experiment.training.device)
     task = experiment.env.factory or experiment.env.name
     title = f"{name_of(experiment)} on {task}, seed {experiment.training.seed}"
     steps = experiment.training.steps
     greedy = experiment.evaluation.greedy
-    with Log(folder.path, experiment.logging, steps, title, greedy) as log, described(folder, experiment.to_yaml()):
+    logged = Log(folder.path, experiment.logging, steps, title, greedy)
+    with described(folder, experiment.to_yaml()), logged as log:
+        _refuse_absent(experiment.training.device, "training.device")
         result = loop.train(experiment, folder, log, origin, made_env)
         if result.is_finished:
             for draw in (draw_learning_curve, draw_replay):
@@ -139,7 +153,7 @@ def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = Non
 
 @contextmanager
 def described(folder: RunFolder, config: str) -> Iterator[None]:
-    """Writes config.yaml. Who fails before anything is saved leaves that of a run which had begun as it was.
+    """Writes config.yaml. Who fails before anything is saved leaves that of a run which had begun as it was, or no run.
 
     Raises CheckpointError where another process trains in the folder; then nothing was written.
     """
@@ -152,6 +166,7 @@ def described(folder: RunFolder, config: str) -> Iterator[None]:
     except BaseException:
         if before is not None and folder.newest_checkpoint() == origin:
             write_text(folder.config, before)
+        folder.forget()
         raise
 
 
@@ -163,10 +178,12 @@ def swept(name: str, plan: Plan, folder: RunFolder) -> loop.Result:
     return result
 
 
-def _refuse_absent(device: str) -> None:
-    kind = torch.device(device).type
-    if kind != "cpu" and not getattr(torch, kind).is_available():
-        raise ConfigError(f"training.device is {device!r}, and there is none on this machine: take cpu")
+def _refuse_absent(device: str, name: str = "device") -> None:
+    """Raises ConfigError where there is no such device; nothing is begun on those that there are."""
+    kind, _, index = device.partition(":")
+    count = getattr(getattr(torch, kind, None), "device_count", int)()  # 0 of a kind that torch knows by name alone
+    if index not in ("", *map(str, range(count))) or not count:
+        raise ConfigError(f"{name} is {device!r}, and there is none on this machine: take cpu")
 
 
 # ------------------------------------------------------------------------------------------------------- runs on disk
@@ -295,7 +312,7 @@ def load(run: Place, device: str = "cpu", seed: int = 0) -> LoadedPolicy:
 
 def evaluate(run: Place, episodes: int = 100, greedy: bool | None = None, seed: int = 0, device: str = "cpu") -> Scores:
     """The scores of fresh test episodes of a run, greedy or not as in its own evaluations unless told."""
-    found = restored(run, min(episodes, 64), device)
+    found = restored(run, max(min(episodes, 64), 1), device)
     with closing(found.env):
         return scored(found, episodes, found.experiment.evaluation.greedy if greedy is None else greedy, seed)
 
@@ -322,11 +339,18 @@ def draw_learning_curve(folder: RunFolder) -> Path:
 def chances(runs: Iterable[Record], episodes: int = 1000) -> dict[str, Interval]:
     """Name of a task -> what random play comes to there, for each task of these runs.
 
-    A task that cannot be made from what config.yaml says is left out, and named in a warning.
+    A task that cannot be made from what config.yaml says, or that some runs play by other rules than the others, is
+    left out, and named in a warning.
     """
+    ways: dict[str, dict[tuple[object, ...], Path]] = {}
+    for run in runs:
+        rules = tuple(sorted((path, str(value)) for path, value in run.config.items() if _RULES.match(path)))
+        ways.setdefault(task_of(run), {})[rules] = run.folder
     found: dict[str, Interval] = {}
-    for task, folder in {task_of(run): run.folder for run in runs}.items():
+    for task, (folder, *others) in ((task, way.values()) for task, way in ways.items()):
         try:
+            if others:
+                raise ConfigError(f"{folder} and {others[0]} play it by different rules; report on them one by one")
             with closing(made_env(_env_of(RunFolder(folder)), copies=min(episodes, 64))) as env:
                 found[task] = random_play(env, episodes)
         except MartesError as error:

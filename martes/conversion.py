@@ -1,6 +1,7 @@
 """Dataclasses from plain trees (what YAML holds, what a person types) and back; every misfit is told by its path."""
 
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -14,6 +15,7 @@ Tree = Mapping[str, object]
 """Field name -> value, or a tree for a field that is a dataclass itself."""
 
 Config = TypeVar("Config")
+_WHOLE = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 
 
 class Typed(str):
@@ -225,7 +227,7 @@ def _real(value: object) -> list[float]:
 
 
 def _whole(value: object) -> list[int]:
-    if isinstance(value, str) and value.replace("_", "").lstrip("+-").isdecimal():
+    if isinstance(value, str) and _WHOLE.fullmatch(value):
         return [int(value)]
     if isinstance(value, int) and not isinstance(value, bool):
         return [value]

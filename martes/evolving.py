@@ -138,7 +138,7 @@ def evolved(evolving: Evolving, folder: PopulationFolder, origin: Path | None = 
     around = Surroundings(api.made_env, make_test, partial(_described, experiment))
     steps, greedy = experiment.training.steps, experiment.evaluation.greedy
     logged = Log(folder.path, experiment.logging, steps, title, greedy)
-    with logged as log, api.described(folder.run, evolving.to_yaml()):
+    with api.described(folder.run, evolving.to_yaml()), logged as log:
         result = loop.evolve(experiment, evolution, folder, log, around, origin)
     if result.history:
         lineage_picture(folder.lineage, folder.picture)

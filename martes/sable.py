@@ -203,7 +203,7 @@ class SableNetwork(nn.Module):
 
     def init_hidden_states(self, batch_size: int, device: torch.device | str | None = None) -> Memory:
         """What is remembered when episodes open: tensors `[B, ...]`, the steps so far among them; () without memory."""
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise ArgumentError(f"batch_size is {batch_size}: it must be an integer >= 1")
         return mapped(lambda leaf: leaf.to(device or self.device), self.policy.initial_memory(batch_size))
 

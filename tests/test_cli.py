@@ -1,6 +1,7 @@
 """Every subcommand, run for real on tiny budgets; every bad input is one line on stderr and an exit code."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,9 +11,10 @@ import pytest
 import yaml
 from PIL import Image
 
+from martes import api
 from martes.cli import main
 from martes.cli.words import split
-from martes.errors import CheckpointError, ConfigError, MartesError
+from martes.errors import CheckpointError, ConfigError, DataError, MartesError
 from martes.training.rows import read_rows
 
 TINY = ["env.copies=4", "algorithm.rollout=5", "evaluation.episodes=4", "--algorithm.network.hidden", "8"]
@@ -133,6 +135,28 @@ def test_play(run, tmp_path, capsys):
     assert "end its name with .gif or .mp4" in told(capsys)
 
 
+def test_a_film_that_cannot_be_written_is_refused_before_it_is_played(run, monkeypatch, capsys):
+    monkeypatch.setattr(api, "frames_of", None)
+    assert main(["play", str(run), "--output", "film.avi"]) == ConfigError.exit_code
+    assert "film.avi" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--episodes", "0"], "episodes is 0: it must be at least 1"),
+        (["--episodes", "-3"], "episodes is -3: it must be at least 1"),
+        (["--seed", "-1"], "the seed is -1: it must be at least 0"),
+        (["--device", "gpu"], "device is 'gpu', and there is none on this machine"),
+        (["--device", "meta"], "device is 'meta', and there is none on this machine"),
+        (["--device", "cuda:x"], "device is 'cuda:x', and there is none on this machine"),
+    ],
+)
+def test_an_evaluation_that_cannot_be_is_refused(run, words, message, capsys):
+    assert main(["evaluate", str(run), *words]) == ConfigError.exit_code
+    assert message in told(capsys)
+
+
 def test_report(run, tmp_path, capsys):
     picture = tmp_path / "curves.png"
     assert main(["report", str(run), "--output", str(picture)]) == 0
@@ -140,6 +164,34 @@ def test_report(run, tmp_path, capsys):
     assert Image.open(picture).width > 300
     assert main(["report", str(tmp_path / "empty")]) != 0
     assert "no run to read" in told(capsys)
+
+
+def test_a_report_that_cannot_be_is_refused_before_anything_is_told(run, tmp_path, capsys):
+    picture = ["--output", str(tmp_path / "curves.png"), "--no-random"]
+    assert main(["report", str(run), "--metric", "train/retrn", *picture]) == DataError.exit_code
+    assert "has measured 'train/retrn' yet" in (said := told(capsys)) and "did you mean 'train/return'" in said
+    assert main(["report", str(run), "--output", "curves.xyz", "--no-random"]) == ConfigError.exit_code
+    assert "cannot draw a picture as 'curves.xyz'" in told(capsys)
+
+
+def test_who_never_began_leaves_no_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "bc/two-step"]) == ConfigError.exit_code
+    assert not list(Path("runs").iterdir())
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("kept")
+    assert main(["train", "ippo/two-step", "--run-dir", "mine", "training.device=meta"]) == ConfigError.exit_code
+    assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_resumed_run_cannot_end_before_it_stands(run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    assert main(["train", "--resume", str(folder), "--steps", "60"]) == ConfigError.exit_code
+    assert "training.steps is 60, but" in told(capsys)
+    assert main(["train", "--resume", str(folder), "trainin.steps=200"]) == ConfigError.exit_code
+    assert "unknown key 'trainin'; did you mean 'training'" in told(capsys)
+    assert "steps: 100" in (folder / "config.yaml").read_text()
 
 
 def by_hand(folder: Path, task: str) -> Path:
@@ -165,6 +217,17 @@ def test_report_of_a_run_of_another_algorithm(task: str, warning: str | None, tm
     cells = capsys.readouterr().out.splitlines()[2].split(" | ")
     assert cells[0].startswith("| by hand on") and cells[3] == "5"
     assert (cells[6] == "-") is (warning is not None)
+
+
+def test_random_play_stands_beside_runs_of_the_same_rules_alone(tmp_path, capsys):
+    for name, scale in (("a", 1.0), ("b", 2.0), ("c", 2.0)):
+        by_hand(tmp_path / name, f"env: {{name: two-step, wrap: {{reward_scale: {scale}, agent_id: {scale > 1}}}}}")
+    places, picture = [str(tmp_path / name) for name in "abc"], str(tmp_path / "curves.png")
+    with pytest.warns(UserWarning, match="two-step was not played at random: .* by different rules"):
+        assert main(["report", *places, "--output", picture]) == 0
+    assert [line.split(" | ")[6] for line in capsys.readouterr().out.splitlines()[2:4]] == ["-", "-"]
+    assert main(["report", *places[1:], "--output", picture]) == 0
+    assert capsys.readouterr().out.splitlines()[2].split(" | ")[6] != "-"
 
 
 def test_sweep_trains_all_and_does_nothing_twice(tmp_path, capsys):
@@ -205,6 +268,7 @@ def test_bench(tmp_path, capsys):
         (["trian"], 2, "no command 'trian'; did you mean 'train'"),
         (["train", "mapo/mpe-spread"], 2, "did you mean 'mappo'"),
         (["train", "--steps", "many"], 2, "training.steps is 'many': it must be a whole number"),
+        (["train", "--seed=--1"], 2, "training.seed is '--1': it must be a whole number"),
         (["train", "--steps", "0"], 2, "training.steps is 0: it must be at least 1"),
         (["train", "--sede", "1"], 2, "martes train has no option --sede; did you mean '--seed'"),
         (["train", "algorithm.lrr=1"], 2, "unknown key 'algorithm.lrr'; did you mean 'lr'"),
@@ -216,6 +280,7 @@ def test_bench(tmp_path, capsys):
         (["train", "--file", "no.yaml"], 2, "cannot read no.yaml"),
         (["train", "--resume", "runs/none"], 5, "no run in runs/none"),
         (["train", "training.device=cuda:77"], 2, "training.device is 'cuda:77'"),
+        (["train", "training.device=ipu"], 2, "training.device is 'ipu'"),
         (["train", "a/b", "c/d"], 2, "c/d"),
         (["evaluate"], 2, "martes: Missing from martes evaluate: RUN Run folder"),
         (["evaluate", "runs/none"], 5, "no run in runs/none: there is no config.yaml"),
@@ -296,6 +361,11 @@ def test_the_command_as_a_process(tmp_path):
     assert (failed.returncode, failed.stdout) == (5, "")
     assert failed.stderr == "martes: no run in ran: there is no config.yaml; did you mean 'run'? known: run\n"
     assert ran("--version").stdout.startswith("martes ")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/config.yaml").write_text("[")
+    left_out = ran("report", "run", "bad", "--no-random")
+    assert (left_out.returncode, left_out.stderr.count("\n")) == (0, 1)
+    assert left_out.stderr.startswith("martes: 1 damaged runs are left out: bad/config.yaml cannot be read")
 
 
 def test_help_and_lists_need_no_torch():

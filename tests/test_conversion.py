@@ -109,6 +109,8 @@ def test_what_people_type(kind, typed, value):
         ({"rate": True}, "o.rate is True"),
         ({"count": 1.5}, "o.count is 1.5: it must be a whole number"),
         ({"count": False}, "o.count is False"),
+        ({"count": "--5"}, "o.count is '--5': it must be a whole number"),
+        ({"count": "1__0"}, "o.count is '1__0': it must be a whole number"),
         ({"is_on": 1}, "o.is_on is 1: it must be true or false"),
         ({"name": 3}, "o.name is 3: it must be text"),
         ({"limit": "low"}, "o.limit is 'low': it must be a finite number or none"),

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Adam
 
+from martes.algorithms.descent import descended
 from martes.algorithms.learner import Metrics
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Discrete, Field, Fields, TeamSpec, Workspace
@@ -22,7 +23,7 @@ from martes.maths.masks import masked_mean
 from martes.maths.returns import lambda_returns
 from martes.maths.schedules import Linear
 from martes.maths.statistics import Moments, empty_moments, merged_moments
-from martes.networks import Network, Policy, Sharing, clipped_by_slot
+from martes.networks import Network, Policy, Sharing
 from martes.networks.counterfactual import Counterfactual, CounterfactualCritic, chosen_q, parts_of_memory
 from martes.networks.growth import Parts
 from martes.networks.targets import follow
@@ -244,15 +245,10 @@ class COMALearner:
         return pi
 
     def _descend(self, module: Policy | CounterfactualCritic, optimiser: Adam, batch: Workspace) -> Metrics:
-        is_policy = module is self.actor
-        loss, metrics = self.loss(batch) if is_policy else self.critic_loss(batch)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = clipped_by_slot(module.parameters(), module.body.slots.count, self.config.max_grad_norm).max()
-        if not bool((loss.detach() + norm).isfinite()):
-            raise NonFiniteError("the loss or its gradient is not finite", batch)
-        optimiser.step()
-        return {**metrics, "agent_grad_norm" if is_policy else "critic_grad_norm": norm}
+        name, told = ("agent", self.loss) if module is self.actor else ("critic", self.critic_loss)
+        loss, metrics = told(batch)
+        parts = {name: (module, module.body.slots.count)}
+        return metrics | descended(loss, optimiser, parts, self.config.max_grad_norm, batch)
 
     @property
     def parts(self) -> Parts:

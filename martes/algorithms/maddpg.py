@@ -19,8 +19,8 @@ from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse_beyond
 from martes.maths.distributions import gumbel
 from martes.maths.masks import masked_mean
 from martes.maths.returns import n_step_returns
+from martes.maths.statistics import empty_moments
 from martes.networks import Network, Sharing
-from martes.networks.blocks import ObservationNorm
 from martes.networks.deterministic import ActionNoise, DeterministicPolicy
 from martes.networks.growth import Parts
 from martes.networks.joint_critics import CriticForm, JointCritics, first_critic
@@ -59,7 +59,7 @@ class MADDPG:
     reward: Reward = "own"
     """What is learned from: each agent's own reward; one for all, refused where they differ; its mean or sum."""
     normalise_reward: bool = False
-    """Divide rewards by their running deviation, of each agent while it is there?"""
+    """Divide rewards by the deviation of all that were earned so far, by each agent while it was there?"""
     regularisation: float = 1e-3
     """Weight of the policies' mean squared score in their loss: keeps tanh and softmax from saturating."""
     gamma: float = 0.95
@@ -149,7 +149,6 @@ class MADDPGLearner:
         self.judge = first_critic(self.critics, team, form, self.codes)
         self.target_policy, self.target_critics = still_copy(self.policy), still_copy(self.critics)
         self._follow = Following((self.target_policy, self.policy), (self.target_critics, self.critics))
-        self.reward_norm = ObservationNorm(team.size, 1).to(generator.device)
         self.optimiser = Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.critic_optimiser = Adam(self.critics.parameters(), config.critic_lr, eps=config.adam_eps, fused=True)
         remembers = self.policy.body.remembers
@@ -161,6 +160,7 @@ class MADDPGLearner:
             config,
             generator,
         )
+        self.experience.earned = empty_moments((team.size,)) if config.normalise_reward else None
         self.updates = self.env_steps = 0
 
     @property
@@ -173,9 +173,6 @@ class MADDPGLearner:
         config, taken = self.config, self._taken(batch)
         if config.reward == "common":
             refuse_unequal(batch["reward"], batch.mask & taken.counted, self.team.agents)
-        if config.normalise_reward:
-            there = (batch.mask & taken.counted).flatten(0, 1)
-            self.reward_norm.observe(batch["reward"].flatten(0, 1).T.unsqueeze(-1), there.T)
         errors = self.errors(batch, taken)
         loss, metrics = self._weighed(errors, batch["weight"])
         parts = {"critic": (self.critics, self.critics.slots.count)}
@@ -237,11 +234,9 @@ class MADDPGLearner:
     def _told(self, batch: Workspace) -> tuple[Tensor, Tensor]:
         """Rewards and discounts [time env agent] as they are learned from: a team's last as long as any member does."""
         reward, discount, kind = batch["reward"], batch["discount"], self.config.reward
-        if self.config.normalise_reward:
-            reward = reward / self.reward_norm.moments.scale().squeeze(-1).to(reward.dtype)
         if kind != "own":
             discount = discount.amax(-1, keepdim=True).expand_as(reward)
-        reward = rewards_of(kind, reward, batch["agent_mask"][: batch.time])
+        reward = rewards_of(kind, reward, batch["agent_mask"][: batch.time], self.experience.earned)
         return reward.expand_as(discount), self.config.gamma * discount
 
     def errors(self, batch: Workspace, taken: Taken) -> Errors:
@@ -283,10 +278,10 @@ class MADDPGLearner:
         learned = {"policy": self.policy, "critics": self.critics}
         targets = {"target_policy": self.target_policy, "target_critics": self.target_critics}
         optimisers = {"optimiser": self.optimiser, "critic_optimiser": self.critic_optimiser}
-        return learned | targets | optimisers | {"reward_norm": self.reward_norm}
+        return learned | targets | optimisers
 
     def state_dict(self) -> dict[str, object]:
-        """Weights, target weights, optimisers, statistics and counters; random state is the experience's."""
+        """Weights, target weights, optimisers and counters; random state and rewards are the experience's."""
         return state_of(self.parts, {"updates": self.updates, "env_steps": self.env_steps})
 
     def load_state_dict(self, state: dict[str, object]) -> None:

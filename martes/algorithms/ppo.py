@@ -171,10 +171,11 @@ class PPOLearner:
     def _score(self, batch: Workspace) -> None:
         """Writes advantage and target, A_t = GAE (Schulman et al. 2016) and R_t = A_t + V_t, into the batch."""
         reward, value, next_value, cut = batch["reward", "value", "next_value", "cut"]
+        discount = batch["discount"] * self.config.gamma
         if self.config.team_reward:
             alive = batch["agent_mask"][: batch.time]
             reward = masked_mean(reward, alive, dim=-1, keepdim=True).expand_as(reward)
-        discount = batch["discount"] * self.config.gamma
+            discount = discount.amax(-1, keepdim=True).expand_as(discount)
         if not self.config.bootstraps_limits:
             discount = discount * ~cut.unsqueeze(-1)
         batch["advantage"] = gae(reward, value, next_value, discount, cut, self.config.gae_lambda)

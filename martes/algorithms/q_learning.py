@@ -102,6 +102,8 @@ class QLearning:
         alone = self.mixer != "none" and self.reward == "own"
         cure = f"common, mean or sum where mixer={self.mixer} joins the agents' values"
         refuse("algorithm.reward", self.reward, alone, cure)
+        is_blind = self.mixer == "joint" and not self.mixing.sees_state
+        refuse("algorithm.mixing.sees_state", False, is_blind, "true where mixer=joint: its value is one of states")
 
     def learner(self, team: TeamSpec, generator: torch.Generator) -> "QLearner":
         """A fresh learner of this team; every random number it ever needs comes from `generator`."""

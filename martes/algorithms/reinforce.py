@@ -14,7 +14,7 @@ from martes.algorithms.off_policy import Store
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, Fields, TeamSpec, Workspace
 from martes.data.experience import Finished
-from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse_beyond
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
 from martes.maths.masks import masked_mean, standardise
 from martes.maths.returns import reward_to_go
 from martes.networks import Critic, Network, Policy, Sharing
@@ -65,6 +65,11 @@ class Reinforce:
         refuse_beyond(self, NATURAL, "entropy", "value_weight")
         refuse_beyond(self, POSITIVE, "lr", "adam_eps")
         refuse_beyond(self, POSITIVE, "max_grad_norm", or_none=True)
+        usual = Store()
+        for name in ("alpha", "folder", "device"):
+            value, only = getattr(self.store, name), getattr(usual, name)
+            cure = f"{'none' if only is None else only}: episodes wait beside the learner, each is learned from once"
+            refuse(f"algorithm.store.{name}", value, value != only, cure)
 
     def learner(self, team: TeamSpec, generator: torch.Generator) -> "ReinforceLearner":
         """A fresh learner of this team; every random number it ever needs comes from `generator`."""

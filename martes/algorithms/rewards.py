@@ -24,7 +24,7 @@ def rewards_of(
     A `common` reward is that mean, too. Where it is known what was `earned`, they come in its deviations.
     """
     if earned is not None:
-        reward = reward / earned.scale().to(reward.dtype)
+        reward = reward / earned.scale().to(reward)
     match kind:
         case "own":
             return reward

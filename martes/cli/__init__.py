@@ -2,8 +2,9 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import Field, fields, replace
 from io import StringIO
 from itertools import groupby
@@ -32,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _run(words)
+        with _warnings_in_a_line():
+            return _run(words)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -45,6 +47,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = " ".join(str(error).split()) if is_ours else f"{error.filename}: {error.strerror}"
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"martes: {told}", style="red", markup=False)
         return error.exit_code if is_ours else MartesError.exit_code
+
+
+@contextmanager
+def _warnings_in_a_line() -> Iterator[None]:
+    """Warnings for users say what is the matter, not where in the code that was found."""
+    usual = warnings.formatwarning
+
+    def told(message: Warning | str, category: type[Warning], file: str, number: int, line: str | None = None) -> str:
+        return f"martes: {message}\n" if category is UserWarning else usual(message, category, file, number, line)
+
+    warnings.formatwarning = told
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _run(words: list[str]) -> int:
@@ -96,7 +113,7 @@ def _parsed(command: type[Command], name: str, words: list[str]) -> Command:
     except SystemExit as stop:
         if not stop.code:
             raise
-    raise ConfigError(f"{_first_rows(told.getvalue())}; see martes {name} --help")
+    raise ConfigError(f"{_first_rows(told.getvalue()).rstrip('.')}; see martes {name} --help")
 
 
 def _flags(option: Field) -> tuple[str, ...]:

@@ -52,11 +52,11 @@ class Train:
             experiment = composed(preset, self.file, changes)
             folder, origin = api.new_folder(experiment, self.run_dir, preset), None
         else:
-            for name in ("preset", "run_dir", "file"):
+            for name, told in (("preset", "preset"), ("run_dir", "--run-dir"), ("file", "--file")):
                 if getattr(self, name) is not None:
-                    raise ConfigError(f"--resume {self.resume} goes on with that run as it is: leave out {name}")
+                    raise ConfigError(f"--resume {self.resume} goes on with that run as it is: leave out {told}")
             folder, origin = api.located(self.resume)
-            experiment = api.continued(folder, changes)
+            experiment = api.continued(folder, changes, origin)
         run = api.trained(experiment, folder, origin)
         print(f"run: {folder.path}")
         if run.result is not None and not run.result.is_finished:
@@ -165,9 +165,11 @@ class Play:
         from martes import api, report
 
         folder, _ = api.located(self.run)
+        film = self.output or folder.replay
+        report.film_writer(film)  # refuses it now, not after the play
         greedy = _is_greedy(self.greedy, self.sample, api.experiment_of(folder).evaluation.greedy)
         frames = api.frames_of(self.run, self.episodes, greedy, self.seed)
-        print(f"replay: {report.save_replay(frames, self.output or folder.replay)}")
+        print(f"replay: {report.save_replay(frames, film)}")
         if self.window and report.has_display():
             report.show_replay(frames, str(self.run))
         return 0
@@ -287,8 +289,9 @@ class Report:
 
         records = report.records(*self.runs)
         chance = api.chances(records) if self.random and self.metric == "evaluation/return" else {}
+        picture = report.learning_curve(records, self.output, chance, self.metric)
         print(report.results_table(records, chance, self.metric))
-        print(f"learning curves: {report.learning_curve(records, self.output, chance, self.metric)}")
+        print(f"learning curves: {picture}")
         return 0
 
 

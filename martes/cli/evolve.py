@@ -54,9 +54,9 @@ class Evolve:
             asked = self._composed(changes)
             folder, origin = evolving.new_folder(asked, self.run_dir, self.preset or DEFAULT), None
         else:
-            for name in ("preset", "run_dir", "file"):
+            for name, told in (("preset", "preset"), ("run_dir", "--run-dir"), ("file", "--file")):
                 if getattr(self, name) is not None:
-                    raise ConfigError(f"--resume {self.resume} goes on with that population: leave out {name}")
+                    raise ConfigError(f"--resume {self.resume} goes on with that population: leave out {told}")
             folder = evolving.located(self.resume)
             asked, origin = evolving.continued(folder, changes), folder.run.newest_checkpoint()
         result = evolving.evolved(asked, folder, origin)

@@ -247,7 +247,8 @@ class Replayed:
     device: torch.device | str = "cpu"
     """Where the rows lie, and the batches."""
     earned: Moments | None = None
-    """The rewards of agents who were there, each counted once, however often it is drawn; none: nobody asks."""
+    """The rewards of agents who were there, of all or of each, each counted once, however often it is drawn; none:
+    nobody asks."""
     _replay: Replay | None = field(default=None, init=False)
     _priorities: Priorities | None = field(default=None, init=False)
     _is_given: bool = field(default=False, init=False)
@@ -286,7 +287,8 @@ class Replayed:
             self._priorities.renew(changes.written, self.of.entered(changes))
         if self.earned is not None:
             before = Moments(*(each.to(window.device) for each in self.earned))
-            self.earned = merged_moments(before, window["reward"], window.mask)
+            reward, there = (each.movedim(-1, 0) for each in (window["reward"], window.mask))
+            self.earned = merged_moments(before, reward, there)
 
     def take(self, data: Workspace) -> None:
         """Holds a data set, whole and for good, in place of what acting brings; no saved state repeats it.
@@ -325,7 +327,7 @@ class Replayed:
                     + " (or give more data, or a smaller batch)"
                     * self._is_given
                 )
-            self._began = max(self._began, env_steps)
+            self._began, self._updates = max(self._began, env_steps), 0  # what was due while it waited is not made up
             return
         ratio = Fraction(self.ratio).limit_denominator(1_000_000)  # of floats, 0.29 * 100 is less than 29
         while self._updates < floor(ratio * (env_steps - self._began)):

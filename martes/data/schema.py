@@ -80,6 +80,11 @@ class Schema(Mapping[str, Field]):
                 )
         return Schema({**self, **fields}, self.agents)
 
+    @cached_property
+    def completing(self) -> frozenset[str]:
+        """The fields that complete a step: what was done there, and what came of it."""
+        return frozenset(name for name, field in self.items() if field.over_time and not field.extra_row)
+
     @property
     def writers(self) -> str:
         """Each field with who writes it, for errors."""

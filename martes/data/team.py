@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from types import MappingProxyType
 
 import torch
@@ -34,24 +35,41 @@ class Image:
 
 @dataclass(frozen=True)
 class Discrete:
-    """One choice among `n` actions."""
+    """One choice among `n` actions. Raises ConfigError without any."""
 
     n: int
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ConfigError(f"Discrete({self.n}): there must be an action to choose")
 
 
 @dataclass(frozen=True)
 class MultiDiscrete:
-    """Several choices at once, the k-th among `sizes[k]`."""
+    """Several choices at once, the k-th among `sizes[k]`. Raises ConfigError where one has nothing to choose from."""
 
     sizes: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if min(self.sizes, default=0) < 1:
+            raise ConfigError(f"MultiDiscrete({self.sizes}): each choice needs an action to choose")
 
 
 @dataclass(frozen=True)
 class Continuous:
-    """A vector of real numbers, the k-th between `low[k]` and `high[k]`."""
+    """A vector of real numbers, the k-th between `low[k]` and `high[k]`. Raises ConfigError for no bounds."""
 
     low: tuple[float, ...]
     high: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.low or len(self.low) != len(self.high):
+            raise ConfigError(f"Continuous({self.low}, {self.high}): give a low and a high for each number")
+        if not all(-inf < low < high < inf for low, high in zip(self.low, self.high, strict=True)):
+            raise ConfigError(
+                f"Continuous({self.low}, {self.high}): each low must be finite and below its high. Policies draw from "
+                "the whole range, so give the one in which actions make sense"
+            )
 
 
 Observation = Vector | Image | Mapping[str, Vector | Image]

@@ -1,10 +1,10 @@
 """The one store: named tensors with named axes, indexed by time, that environments, policies and losses share."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from jaxtyping import Bool
@@ -14,6 +14,15 @@ from martes.data import storage
 from martes.data.schema import Field, Schema
 from martes.data.trees import Memory, leaves, mapped
 from martes.errors import DataError, nearest
+
+
+class _Step(NamedTuple):
+    """Views of one step."""
+
+    fields: dict[str, Tensor]
+    """Of all that have it; episode constants whole."""
+    filled: Tensor
+    """Of what tells whether it was written."""
 
 
 class Workspace:
@@ -39,8 +48,12 @@ class Workspace:
         self._tensors = tensors
         self._filled = filled
         self._memory = memory
+        self._steps: dict[int, _Step] = {}
         self.time, self.envs = filled.shape
         return self
+
+    def __reduce__(self) -> tuple[Callable[..., "Workspace"], tuple[object, ...]]:
+        return self._made, (self.schema, self._tensors, self._filled, self._memory)  # no views beside them
 
     @classmethod
     def _made(cls, schema: Schema, tensors: dict[str, Tensor], filled: Tensor, memory: Memory | None) -> "Workspace":
@@ -107,28 +120,36 @@ class Workspace:
         return self.mask & (cut.cumsum(0) - cut == 0).unsqueeze(-1)
 
     def at(self, t: int, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-        """Views of step `t`: every field that has this step (or just `names`), episode constants whole."""
-        seen: dict[str, Tensor] = {}
-        for name in self.names if names is None else names:
-            tensor = self[name]
-            if not self.schema[name].over_time:
-                seen[name] = tensor
-            elif t < len(tensor):
-                seen[name] = tensor.select(0, t)
-        return seen
+        """Views of step `t`, the same at each call: of every field that has it (or just `names`), constants whole."""
+        fields = self._step(t).fields
+        for name in names or ():
+            self._require(name)
+        return {name: fields[name] for name in (fields if names is None else names) if name in fields}
+
+    def _step(self, t: int) -> _Step:
+        """Views of step `t`, made once: acting comes back to it in every window."""
+        if t not in self._steps:
+            fields = {
+                name: tensor.select(0, t) if self.schema[name].over_time else tensor
+                for name, tensor in self._tensors.items()
+                if not self.schema[name].over_time or 0 <= t < len(tensor)
+            }
+            self._steps[t] = _Step(fields, self._filled[t : t + 1])
+        return self._steps[t]
 
     # ------------------------------------------------------------------------------------------------------- writing
     def write(self, t: int, values: Mapping[str, Tensor]) -> None:
         """Copies `values` into step `t` (episode constants into their one place). Raises DataError naming the field."""
-        is_step = False
+        step = self._step(t)
         for name, value in values.items():
-            target, field = self._step(t, name), self.schema[name]
+            target = step.fields.get(name)
+            if target is None:
+                raise DataError(f"{name!r} has steps 0..{len(self[name]) - 1}, there is no step {t}")
             if value.shape != target.shape or (value.dtype != target.dtype and not _is_safe(value, target)):
-                raise DataError(_mismatch(f"{name!r} at step {t}", value, target, field))
+                raise DataError(_mismatch(f"{name!r} at step {t}", value, target, self.schema[name]))
             target.copy_(value)
-            is_step = is_step or (field.over_time and not field.extra_row)
-        if is_step:
-            self._filled.select(0, t).fill_(True)
+        if not self.schema.completing.isdisjoint(values):
+            step.filled.fill_(True)
 
     def __setitem__(self, name: str, value: Tensor) -> None:
         """Copies `value` over the whole field. Raises DataError naming the field and both shapes."""
@@ -143,14 +164,6 @@ class Workspace:
             if field.extra_row:
                 self._tensors[name][0].copy_(self._tensors[name][self.time])
         self._filled.zero_()
-
-    def _step(self, t: int, name: str) -> Tensor:
-        tensor = self[name]
-        if not self.schema[name].over_time:
-            return tensor
-        if not 0 <= t < tensor.shape[0]:
-            raise DataError(f"{name!r} has steps 0..{tensor.shape[0] - 1}, there is no step {t}")
-        return tensor.select(0, t)
 
     def _require(self, name: str) -> None:
         if name not in self._tensors:

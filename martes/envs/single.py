@@ -1,7 +1,7 @@
 """One copy of a task in plain Python, and many of them stepped one after the other as one VectorEnv."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -102,28 +102,29 @@ class Board:
         return last
 
     def time_step(self, device: torch.device, stats: Mapping[int, Mapping[str, float]], is_first: bool) -> TimeStep:
-        """What the arrays hold, copied; `stats` are those of the copies that were cut."""
-        names = dict.fromkeys(name for each in stats.values() for name in each)
-        told = {name: np.full(len(self.cut), np.nan) for name in names}
-        for index, each in stats.items():
-            for name, value in each.items():
-                told[name][index] = value
+        """What the arrays hold, copied; `stats` are those of the copies that were cut, each of them."""
         is_here = device.type == "cpu"
 
         def placed(array: np.ndarray) -> Tensor:
             copied = torch.asarray(array.copy())  # the array is written over by the next step
             return copied if is_here else copied.to(device)
 
+        seen = {name: placed(array) for name, array in self.seen.items()}
         cut = placed(self.cut)
-        return TimeStep(
-            {name: placed(array) for name, array in self.seen.items()},
-            torch.ones_like(cut) if is_first else cut,
-            placed(self.reward),
-            placed(self.discount),
-            cut,
-            {name: torch.asarray(self._last(name)).to(device) for name in self.final} if self.cut.any() else None,
-            {name: placed(value) for name, value in told.items()},
-        )
+        start = torch.ones_like(cut) if is_first else cut
+        step = TimeStep(seen, start, placed(self.reward), placed(self.discount), cut, stats={})
+        if stats:
+            step.final = {name: torch.asarray(self._last(name)).to(device) for name in self.final}
+            step.stats = {name: placed(value) for name, value in self._told(stats).items()}
+        return step
+
+    def _told(self, stats: Mapping[int, Mapping[str, float]]) -> dict[str, np.ndarray]:
+        names = dict.fromkeys(name for each in stats.values() for name in each)
+        told = {name: np.full(len(self.cut), np.nan) for name in names}
+        for index, each in stats.items():
+            for name, value in each.items():
+                told[name][index] = value
+        return told
 
 
 @runtime_checkable
@@ -147,7 +148,7 @@ class Crew(Protocol):
     """Who steps the copies of a board, here or elsewhere."""
 
     stats: dict[int, Mapping[str, float]]
-    """Copy -> what it counted of the episode that the last step ended."""
+    """Each copy that the last step cut -> what it counted of that episode."""
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Opens an episode in every copy."""
@@ -170,6 +171,27 @@ class Crew(Protocol):
         ...
 
 
+class _Place:
+    """Which copy is at work: what is raised inside comes as an EnvError that names it and the step of its episode."""
+
+    def __init__(self, first: int, copies: int) -> None:
+        self.first, self.at, self.is_closed = first, 0, False
+        self.elapsed = [0] * copies
+
+    def __enter__(self) -> None:
+        if self.is_closed:
+            raise EnvError("this environment is closed: make a new one")
+
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
+        is_told = isinstance(error, MartesError) and not isinstance(error, EnvError)
+        if is_told or not isinstance(error, Exception | SystemExit):
+            return
+        step = self.elapsed[self.at]
+        where = f"step {step} of its episode" if step else "the start of an episode"
+        kind = "" if isinstance(error, EnvError) else f"{type(error).__name__}: "
+        raise EnvError(f"environment copy {self.first + self.at}, {where}: {kind}{error}") from error
+
+
 class Copies:
     """A crew in this process: the copies from `first` on, one after the other.
 
@@ -179,78 +201,67 @@ class Copies:
     def __init__(self, envs: Sequence[SingleEnv], board: Board, first: int = 0, limit: int | None = None) -> None:
         self._envs = envs
         self._board = board
-        self._first = first
         self._limit = limit
-        self._rows = [board.row(first + index) for index in range(len(envs))]
-        self._elapsed = [0] * len(envs)
-        self._at = 0
+        self._mine = slice(first, first + len(envs))
+        self._place = _Place(first, len(envs))
+        self._rows = [board.row(copy) for copy in range(first, first + len(envs))]
         self.stats: dict[int, Mapping[str, float]] = {}
 
     def reset(self, seeds: Sequence[int]) -> None:
         """Opens an episode in every copy; each has its own seed, so that it does not matter who steps it."""
         self.stats = {}
-        with self._telling():
+        self._clear()
+        with self._place:
             for index, (env, row) in enumerate(zip(self._envs, self._rows, strict=True)):
-                self._at, self._elapsed[index] = index, 0
-                row["reward"][...], row["discount"][...] = 0, 1
-                self._board.cut[self._first + index] = False
+                self._place.at, self._place.elapsed[index] = index, 0
                 env.reset(seeds[index], row)
+
+    def _clear(self) -> None:
+        board, mine = self._board, self._mine
+        board.reward[mine], board.discount[mine], board.cut[mine] = 0, 1, False
 
     def step(self) -> None:
         """Steps every copy by its row of `board.action`; those that were cut open their next episode."""
         self.stats = {}
-        board, limit = self._board, self._limit
-        mine = slice(self._first, self._first + len(self._envs))
-        board.reward[mine], board.discount[mine], board.cut[mine] = 0, 1, False
-        with self._telling():
-            for index, (env, row) in enumerate(zip(self._envs, self._rows, strict=True)):
-                self._at, copy = index, self._first + index
-                elapsed = self._elapsed[index] = self._elapsed[index] + 1
-                result = env.step(board.action[copy], row)
-                if result.cut or elapsed == limit:
-                    board.cut[copy] = True
-                    self._reopen(copy, env, row, result.stats)
+        self._clear()
+        place, elapsed, actions = self._place, self._place.elapsed, self._board.action[self._mine]
+        with place:
+            for index, (env, row, action) in enumerate(zip(self._envs, self._rows, actions, strict=True)):
+                place.at = index
+                elapsed[index] += 1
+                result = env.step(action, row)
+                if result.cut or elapsed[index] == self._limit:
+                    self._reopen(index, env, row, result.stats)
 
-    def _reopen(self, copy: int, env: SingleEnv, row: Row, stats: Mapping[str, float]) -> None:
-        for name, final in self._board.final.items():
+    def _reopen(self, index: int, env: SingleEnv, row: Row, stats: Mapping[str, float]) -> None:
+        copy, board = self._mine.start + index, self._board
+        board.cut[copy] = True
+        for name, final in board.final.items():
             final[copy] = row[name]
         self.stats[copy] = dict(stats)
-        self._elapsed[self._at] = 0
+        self._place.elapsed[index] = 0
         env.reset(None, row)
 
     def render(self, copy: int) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of one copy."""
-        self._at = copy - self._first
-        with self._telling():
-            return self._envs[self._at].render()
+        self._place.at = copy - self._place.first
+        with self._place:
+            return self._envs[self._place.at].render()
 
     def save_replay(self) -> None:
         """Saves what each copy recorded. Raises EnvError where one records nothing."""
-        with self._telling():
+        with self._place:
             for index, env in enumerate(self._envs):
-                self._at = index
+                self._place.at = index
                 save_replay(env)
 
     def close(self) -> None:
         """Closes every copy, each whatever comes of the others."""
         envs, self._envs = self._envs, ()
+        self._place.is_closed = True
         with ExitStack() as closing:
             for env in envs:
                 closing.callback(env.close)
-
-    @contextmanager
-    def _telling(self) -> Generator[None]:
-        if not self._envs:
-            raise EnvError("this environment is closed: make a new one")
-        try:
-            yield
-        except (Exception, SystemExit) as error:
-            if isinstance(error, MartesError) and not isinstance(error, EnvError):
-                raise
-            step = self._elapsed[self._at]
-            where = f"step {step} of its episode" if step else "the start of an episode"
-            kind = "" if isinstance(error, EnvError) else f"{type(error).__name__}: "
-            raise EnvError(f"environment copy {self._first + self._at}, {where}: {kind}{error}") from error
 
 
 class HostedEnv:
@@ -283,7 +294,7 @@ class HostedEnv:
         if action.shape != self._board.action.shape:
             expected = list(self._board.action.shape)
             raise EnvError(f"actions have the shape {list(action.shape)}, this task takes {expected}")
-        self._board.action[...] = action.detach().cpu().numpy()
+        self._board.action[...] = action.numpy(force=True)
         self._crew.step()
         return self._board.time_step(self.device, self._crew.stats, is_first=False)
 

@@ -141,7 +141,10 @@ def layer_units(
 
 
 class Body(nn.Module):
-    """Features of what each agent sees, by slot; with memory also of what it has seen. Two faces, as every module."""
+    """Features of what each agent sees, by slot; with memory also of what it has seen. Two faces, as every module.
+
+    The first `told` numbers are nothing that is observed (a last action), and are never standardised.
+    """
 
     is_short: Tensor | None
     """[layer slot 1 1] Has the slot no such hidden layer? None: all have all."""
@@ -153,14 +156,16 @@ class Body(nn.Module):
         slots: Slots,
         network: Network,
         generator: torch.Generator,
+        told: int = 0,
     ) -> None:
         super().__init__()
         self.slots = slots
         self.network = network
+        self.told = told
         self.vectors = tuple(name for name, part in parts.items() if isinstance(part, Vector))
         self.images = tuple(name for name, part in parts.items() if isinstance(part, Image))
-        width = sum(part.size for part in parts.values() if isinstance(part, Vector))
-        self.norm = ObservationNorm(slots.count, width) if network.normalise and self.vectors else None
+        width = sum(part.size for part in parts.values() if isinstance(part, Vector)) - told
+        self.norm = ObservationNorm(slots.count, width) if network.normalise and width else None
         pictures = [part for part in parts.values() if isinstance(part, Image)]
         convolutions = [StackedConvolutions(slots.count, each, network.channels, generator) for each in pictures]
         self.convolutions = nn.ModuleList(convolutions)
@@ -217,17 +222,22 @@ class Body(nn.Module):
     def observe(self, inputs: Inputs, mask: Bool[Tensor, "*lead agent"]) -> None:
         """Moves the statistics of normalisation by what living agents saw."""
         if self.norm is not None:
-            self.norm.observe(self.vector(inputs), self.slots.stacked_mask(mask))
+            self.norm.observe(self.vector(inputs)[..., self.told :], self.slots.stacked_mask(mask))
 
     def features(self, inputs: Inputs) -> Float[Tensor, "slot row hidden"]:
         """Features without memory, of any leading axes."""
         seen = [self._image(inputs[name], layer) for name, layer in zip(self.images, self.convolutions, strict=True)]
         if self.vectors:
-            vector = self.vector(inputs)
-            seen.append(vector if self.norm is None else self.norm(vector))
+            seen.append(self._standardised(self.vector(inputs)))
         x, first = seen[0] if len(seen) == 1 else torch.cat(seen, dim=-1), self.layers[0]
         assert isinstance(first, StackedLinear)
         return self.deepened(first(x) if self.identity is None else first.moved(x, self.identity))
+
+    def _standardised(self, vector: Float[Tensor, "slot row width"]) -> Float[Tensor, "slot row width"]:
+        if self.norm is None:
+            return vector
+        told, seen = vector.tensor_split((self.told,), -1)
+        return torch.cat((told, self.norm(seen)), -1) if self.told else self.norm(vector)
 
     def identified(self, x: Float[Tensor, "slot row #member hidden"]) -> Float[Tensor, "slot rows hidden"]:
         """What the first layer made of rows, told for each member of a slot which of them it is."""

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from martes.data import Discrete, Fields, Memory, TeamSpec, TimeStep, Vector, Workspace
-from martes.data.trees import cleared
+from martes.data.trees import cleared, mapped
 from martes.errors import ConfigError, DataError, EnvError
 from martes.maths.masks import masked_mean
 from martes.networks.blocks import Body, Network, StackedLinear
@@ -107,7 +107,8 @@ class Imagined:
 
     def __init__(self, model: TemporalModule, team: TeamSpec, starts: Fields, envs: int, limit: int | None = None):
         self.team, self.num_envs = team, envs
-        self.starts = {"agent_mask": torch.ones(len(starts["obs"]), team.size, dtype=torch.bool), **starts}
+        count = len(next(iter(starts.values())))
+        self.starts = {"agent_mask": torch.ones(count, team.size, dtype=torch.bool), **starts}
         for name in self.starts:
             if name != "agent_mask" and NEXT + name not in model.writes:
                 raise DataError(f"{model.title} does not write {NEXT + name!r}, though {name!r} is seen at the start")
@@ -122,7 +123,9 @@ class Imagined:
         """The first step of every environment."""
         self._generator.manual_seed(seed)
         self._memory = self._model.initial_memory(self.num_envs)
-        self._seen = dict(self.starts) if len(self.starts["obs"]) == self.num_envs else self._opened(self.num_envs)
+        self._seen = (
+            dict(self.starts) if len(self.starts["agent_mask"]) == self.num_envs else self._opened(self.num_envs)
+        )
         self._elapsed.zero_()
         there = self._seen["agent_mask"]
         zeros = torch.zeros(there.shape, device=there.device)
@@ -130,7 +133,7 @@ class Imagined:
         return TimeStep(self._seen, begins, zeros, torch.ones_like(zeros), ~begins)
 
     def _opened(self, count: int) -> dict[str, Tensor]:
-        chosen = torch.randint(len(self.starts["obs"]), (count,), generator=self._generator)
+        chosen = torch.randint(len(self.starts["agent_mask"]), (count,), generator=self._generator)
         return {name: value[chosen.to(value.device)] for name, value in self.starts.items()}
 
     def step(self, action: Tensor) -> TimeStep:
@@ -160,3 +163,4 @@ class Imagined:
     def detach(self) -> None:
         """Lets go of the past of a tape: a gradient ends here."""
         self._seen = {name: value.detach() for name, value in self._seen.items()}
+        self._memory = mapped(Tensor.detach, self._memory)

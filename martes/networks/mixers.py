@@ -54,7 +54,7 @@ class Mixing:
     positive: Literal["abs", "softplus"] = "abs"
     """What keeps those weights from falling below 0."""
     sees_state: bool = True
-    """May it depend on the state of the team? Without, the monotone network is the same everywhere."""
+    """May the monotone network depend on the state of the team? Without, it is the same everywhere."""
     lambda_opt: float = 1.0
     """Weight of the loss that makes the greedy joint action the best one (joint value only)."""
     lambda_nopt: float = 0.1

@@ -88,10 +88,10 @@ class ValuePolicy(TemporalModule):
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())
         actions = team.legal_actions.shape[1]
-        told = {LAST: Vector(actions)} if form.sees_last_action else {}
-        sizes = tuple(size + actions * form.sees_last_action for size in team.observation_sizes)
+        told, more = ({LAST: Vector(actions)}, actions) if form.sees_last_action else ({}, 0)
+        sizes = self.slots.widest(tuple(size + more for size in team.observation_sizes))
         # The last action comes first: what is padded stands last.
-        self.body = Body(told | dict(team.parts), self.slots.widest(sizes), self.slots, form.network, generator)
+        self.body = Body(told | dict(team.parts), sizes, self.slots, form.network, generator, more)
         self.register_buffer("codes", torch.eye(actions + 1)[:, 1:], persistent=False)  # the first code is no action
         # Near 0 at first: what is expected too much is long bootstrapped from.
         outputs = actions + form.is_dueling

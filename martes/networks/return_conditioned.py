@@ -46,7 +46,8 @@ class ReturnConditioned(TemporalModule):
         told = {DONE: Vector(self.codes.size), WANTED: Vector(1), KIND: Vector(tokens)}
         more = self.codes.size + 1 + tokens
         sizes = self.slots.widest(tuple(size + more for size in team.observation_sizes))
-        self.body = Body(told | dict(team.parts), sizes, self.slots, network, generator)  # what is padded stands last
+        # What is padded stands last.
+        self.body = Body(told | dict(team.parts), sizes, self.slots, network, generator, more)
         self.head = StackedLinear(self.body.sizes, self.choices.outputs, generator, gain=0.01)
         self.seen = tuple(team.parts)
         self.reads = (*self.seen, *self.choices.reads, EARNED)

@@ -273,7 +273,7 @@ def act(
         inputs = workspace.at(t, chain.reads)
         if generator is not None:
             inputs.update(chain.noise(env.num_envs, generator))
-        if memory != () and (chosen is None or chosen.final is not None):  # after a step without a cut nothing opens
+        if (chosen is None or chosen.final is not None) and memory != ():  # after a step without a cut nothing opens
             memory = cleared(memory, fresh, workspace["start"][t])
         outputs, memory = chain(inputs, memory)
         workspace.write(t, {name: outputs[name] for name in chain.writes})

@@ -5,12 +5,13 @@ from martes.report.curves import learning_curve
 from martes.report.frames import read_runs
 from martes.report.intervals import Interval
 from martes.report.records import Record, records
-from martes.report.replay import has_display, replay_frames, save_replay, show_replay
+from martes.report.replay import film_writer, has_display, replay_frames, save_replay, show_replay
 from martes.report.tables import results_table
 
 __all__ = [
     "Interval",
     "Record",
+    "film_writer",
     "has_display",
     "learning_curve",
     "random_play",

@@ -6,7 +6,7 @@ from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
 from martes.envs.batched.drawing import INK, MIST, PALETTE
-from martes.errors import DataError
+from martes.errors import ConfigError, DataError, nearest
 from martes.report.intervals import Interval, interval
 from martes.report.labels import Label, experiments
 from martes.report.records import RETURN, Record
@@ -106,8 +106,16 @@ class _Picture(NamedTuple):
 def learning_curve(
     runs: Sequence[Record], path: Path, random: Mapping[str, Interval] | None = None, metric: str = RETURN
 ) -> Path:
-    """The path of a picture (PNG, or what the path's suffix says) of `learning_curves`."""
-    learning_curves(runs, random, metric).savefig(path)
+    """The path of a picture of `learning_curves`: of the kind that its suffix says; without one, a PNG.
+
+    Raises ConfigError for a suffix of no kind of picture.
+    """
+    figure = learning_curves(runs, random, metric)
+    kinds = figure.canvas.get_supported_filetypes()
+    path = path if path.suffix else path.with_suffix(".png")
+    if path.suffix[1:].lower() not in kinds:
+        raise ConfigError(f"cannot draw a picture as {path.name!r}: end its name with {', '.join(sorted(kinds))}")
+    figure.savefig(path)
     return path
 
 
@@ -125,7 +133,9 @@ def learning_curves(
 
     found = {label: line for label, group in experiments(runs).items() if (line := curve(group, metric))}
     if not found:
-        raise DataError(f"none of these runs has measured {metric!r} yet: {', '.join(str(run.folder) for run in runs)}")
+        measured = {name for run in runs for row in run.rows for name in row if "/" in name}
+        told = ", ".join(str(run.folder) for run in runs)
+        raise DataError(f"none of these runs has measured {metric!r} yet: {told}{nearest(metric, measured)}")
     picture = _picture(found)
     figure = Figure(figsize=picture.size, dpi=120, layout="constrained")
     rows, columns = picture.grid
@@ -207,9 +217,10 @@ def _axis_name(runs: Sequence[Record], metric: str) -> str:
 
 
 def _dress(axes: "Axes", title: str) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
     axes.set_title(title, fontsize=14, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1, steps=(1, 2, 2.5, 5, 10)))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.tick_params(labelsize=12)
     axes.grid(color=MIST, linewidth=0.6, alpha=0.7)

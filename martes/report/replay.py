@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from martes.networks import Chain, TemporalModule, act
 from martes.training.seeding import generator_of
 
 Picture = UInt8[np.ndarray, "height width 3"]
+FilmWriter = Callable[[Sequence[Picture], Path, float], None]
 
 FRAMES_PER_SECOND = 6
 _NARROWEST = 320
@@ -100,15 +101,23 @@ def _captioned(shot: Shot) -> Picture:
     return np.asarray(sheet)
 
 
+def film_writer(path: Path) -> FilmWriter:
+    """What writes films of this name, by its suffix. Raises ConfigError for another suffix, MissingExtra."""
+    writers: dict[str, FilmWriter] = {".gif": _save_gif, ".mp4": _save_mp4}
+    suffix = path.suffix.lower()
+    if suffix not in writers:
+        raise ConfigError(f"cannot write a replay as {path.name!r}: end its name with {' or '.join(writers)}")
+    if suffix == ".mp4":
+        require("imageio_ffmpeg", "video")
+    return writers[suffix]
+
+
 def save_replay(frames: Sequence[Picture], path: Path, frames_per_second: float = FRAMES_PER_SECOND) -> Path:
     """The path of a GIF or an MP4 (by its suffix; MP4 needs the extra `video`) that shows the frames.
 
     Raises ConfigError for another suffix, MartesError where the file cannot be written.
     """
-    writers = {".gif": _save_gif, ".mp4": _save_mp4}
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
-        raise ConfigError(f"cannot write a replay as {path.name!r}: end its name with {' or '.join(writers)}")
+    writer = film_writer(path)
     if not frames:
         raise ConfigError(f"there is no frame to write to {path}: play at least one step")
     try:
@@ -128,7 +137,6 @@ def _save_gif(frames: Sequence[Picture], path: Path, frames_per_second: float) -
 
 
 def _save_mp4(frames: Sequence[Picture], path: Path, frames_per_second: float) -> None:
-    require("imageio_ffmpeg", "video")
     height, width = (-(-side // 2) * 2 for side in frames[0].shape[:2])  # the codec halves its colour planes
     padding = [(0, height - frames[0].shape[0]), (0, width - frames[0].shape[1]), (0, 0)]
     film = np.stack([np.pad(frame, padding, mode="edge") for frame in frames])

@@ -77,7 +77,7 @@ class Collector:
         self.chain = Chain(env, learner.policy)
         schema = Schema.from_team(env.team).extended(**learner.fields)
         self.window = Workspace(schema, time=learner.experience.steps, envs=env.num_envs, device=generator.device)
-        self.episodes = Episodes(env.num_envs, self.window.device)
+        self.episodes = Episodes(env.num_envs, self.window.device, env.team.episode_limit)
         self._memory = learner.policy.initial_memory(env.num_envs)
         self._cuts: list[Cut] = []
 
@@ -91,7 +91,8 @@ class Collector:
     def collect(self) -> Workspace:
         """The next window: what was seen, done and earned, and `next_value` where the learner has values.
 
-        Raises EnvError, naming environment, agent and step, where a reward or an observation is not finite.
+        Raises EnvError, naming environment, agent and step, where a reward or an observation is not finite, and where
+        an episode lasts longer than the task says.
         """
         window = self.window
         window.carry()

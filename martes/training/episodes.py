@@ -6,28 +6,43 @@ import torch
 from torch import Tensor
 
 from martes.data import Workspace
+from martes.errors import EnvError
 
 
 class Episodes:
-    """Counts what finished episodes earned. The return is undiscounted and summed over the team's agents."""
+    """Counts what finished episodes earned. The return is undiscounted and summed over the team's agents.
 
-    def __init__(self, envs: int, device: torch.device | str = "cpu") -> None:
+    `limit` is what the task says of its longest episode, if anything.
+    """
+
+    def __init__(self, envs: int, device: torch.device | str = "cpu", limit: int | None = None) -> None:
+        self._limit = limit
         self._earned = torch.zeros(envs, dtype=torch.float64, device=device)
         self._lived = torch.zeros(envs, dtype=torch.int64, device=device)
         self._finished: dict[str, list[Tensor]] = {}
 
     def add(self, window: Workspace) -> None:
-        """Takes in a window that follows the last one."""
+        """Takes in a window that follows the last one. Raises EnvError where an episode lasts longer than it may."""
         cut = window["cut"].T.contiguous()  # env time
         earned = window["reward"].sum(-1, dtype=torch.float64).T.cumsum(1) + self._earned[:, None]
         lived = torch.arange(1, window.time + 1, device=cut.device) + self._lived[:, None]
         env, t = cut.nonzero(as_tuple=True)  # by environment, then by time
-        self.tell({"return": _since_last(earned[env, t], env), "length": _since_last(lived[env, t], env)})
+        length = _since_last(lived[env, t], env)
+        self.tell({"return": _since_last(earned[env, t], env), "length": length})
         last = torch.where(cut, torch.arange(window.time, device=cut.device), -1).amax(1)
         has_ended = last >= 0
         last = last.clamp(min=0)[:, None]
         self._earned = earned[:, -1] - torch.where(has_ended, earned.gather(1, last)[:, 0], 0)
         self._lived = lived[:, -1] - torch.where(has_ended, lived.gather(1, last)[:, 0], 0)
+        self._refuse_late(torch.cat((length, self._lived)), torch.cat((env, torch.arange(len(cut), device=env.device))))
+
+    def _refuse_late(self, lived: Tensor, env: Tensor) -> None:
+        if self._limit is not None and bool((lived > self._limit).any()):
+            longest = int(lived.argmax())
+            raise EnvError(
+                f"environment {env[longest]}: an episode has lasted {lived[longest]} steps, but the task says that "
+                f"none is longer than {self._limit}. Mend its episode_limit, or cut it there: env.wrap.time_limit"
+            )
 
     def tell(self, stats: dict[str, Tensor]) -> None:
         """Takes in other numbers of episodes that ended, one entry an episode; NaN where an episode tells none."""

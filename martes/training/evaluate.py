@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from martes.data import Schema, TimeStep, VectorEnv, Workspace
-from martes.errors import EnvError
+from martes.errors import ConfigError, EnvError
 from martes.networks import Chain, TemporalModule, act
 from martes.training.collect import refuse_nonfinite
 from martes.training.seeding import generator_of
@@ -45,8 +45,10 @@ def evaluate(
 
     How many each copy plays is fixed beforehand (equal shares, one more for the first copies where they do not divide):
     taking whichever end first would favour short ones. Nothing but `env` is written to. Raises EnvError where a number
-    is not finite, or an episode has no end.
+    is not finite, or an episode has no end; ConfigError for fewer than one episode.
     """
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}: it must be at least 1")
     actor = policy.part_for("action")
     scored = ScoredEnv(env, episodes, on_step)
     schema = Schema.from_team(env.team).extended(**actor.fields())

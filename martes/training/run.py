@@ -6,7 +6,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -35,17 +35,36 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.learning_curve = self.path / "learning_curve.png"
         self.replay = self.path / "replay.gif"
+        self._lock = self.path / ".lock"
 
     def newest_checkpoint(self) -> Path | None:
         """Where a resumed run goes on; None before the first save."""
         return checkpoint.newest(self.checkpoints)
+
+    @property
+    def has_begun(self) -> bool:
+        """Is there a number or a checkpoint of it?"""
+        return self.metrics.exists() or self.newest_checkpoint() is not None
+
+    def forget(self) -> None:
+        """Removes what a run that has not begun has left here; other files stay, and then the folder does."""
+        if not self.has_begun:
+            for path in (self.config, self.versions, self._lock):
+                path.unlink(missing_ok=True)
+            with suppress(OSError):  # it is not empty
+                self.path.rmdir()
 
     def record_versions(self) -> list[str]:
         """What has changed since versions.json was written (by the first call): rounding can then differ."""
         now = versions()
         if not self.versions.exists():
             write_text(self.versions, json.dumps(now, indent=2) + "\n")
-        begun = json.loads(self.versions.read_text(encoding="utf-8"))
+        try:
+            begun = json.loads(self.versions.read_text(encoding="utf-8"))
+        except ValueError:
+            begun = None
+        if not isinstance(begun, dict):
+            return [f"{self.versions} is damaged, nobody knows which"]
         return [f"{name} {begun.get(name)}, now {value}" for name, value in now.items() if begun.get(name) != value]
 
     @contextmanager
@@ -56,7 +75,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = (self.path / ".lock").open("w")
+            lock = self._lock.open("w")
         except OSError as error:
             raise CheckpointError(
                 f"cannot write the run folder {self.path}: {error.strerror}; name another one"

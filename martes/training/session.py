@@ -85,7 +85,7 @@ class Session:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"{origin} was saved by another experiment than the one that is to go on ({reason:.200}): "
-                f"resume with the settings in {self.folder.config}, or name another run folder"
+                f"put the settings of its run back into {self.folder.config}, or name another run folder"
             ) from error
         self._saved_at = self.steps
         if is_owed:

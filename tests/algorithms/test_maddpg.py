@@ -272,9 +272,10 @@ def test_what_is_stored_is_what_was_done() -> None:
 def test_likelier_draws_move_with_the_error_and_rewards_are_divided_by_their_deviation() -> None:
     config = replace(QUICK, store=Store(alpha=1.0, beta=1.0), normalise_reward=True)
     learner, batch = begun(World("continuous"), config)
-    reward = batch["reward"].flatten(0, 1)
-    deviation = reward.std(0, correction=0)
-    learner.reward_norm.observe(reward.T.unsqueeze(-1), torch.ones(3, len(reward), dtype=torch.bool))
+    earned = learner.experience.earned
+    assert earned is not None
+    deviation = earned.scale().float()
+    assert deviation.shape == (3,)
     constant(learner, 0.0)
     assert torch.allclose(learner.targets(batch), batch["reward"] / deviation, rtol=1e-4)
     learner, batch = begun(World("continuous"), replace(config, normalise_reward=False))
@@ -284,11 +285,19 @@ def test_likelier_draws_move_with_the_error_and_rewards_are_divided_by_their_dev
     assert torch.allclose(found, errors + 1e-6, rtol=1e-3)
 
 
-def test_the_deviation_of_rewards_is_that_of_who_is_there() -> None:
-    learner, batch = begun(World(has_deaths=True), replace(QUICK, normalise_reward=True, batch=60))
-    learner.update(batch)
-    scale = learner.reward_norm.moments.scale().squeeze(-1).float()
-    for agent in range(3):
-        paid = batch["reward"][..., agent][batch.mask[..., agent]]
-        assert len(paid) < 60
-        assert torch.allclose(scale[agent], paid.std(correction=0), rtol=1e-4)
+def test_the_deviation_of_rewards_counts_each_once_of_who_is_there_however_often_it_is_drawn() -> None:
+    config = replace(QUICK, normalise_reward=True)
+    learner, collector = collecting(World(has_deaths=True), config, windows=0)
+    paid, there = [], []
+    for count in range(1, 4):
+        window = collector.collect()
+        paid.append(window["reward"].flatten(0, 1).clone())  # the window is only lent
+        there.append(window.mask.flatten(0, 1))
+        learner.experience.add(window, collector.final)
+        for batch in learner.experience.due(48 * count):
+            learner.update(batch)
+    reward, mask, earned = torch.cat(paid), torch.cat(there), learner.experience.earned
+    assert learner.updates > 0 and earned is not None
+    assert earned.seen.tolist() == mask.sum(0).tolist()
+    for agent, scale in enumerate(earned.scale().float()):
+        assert torch.allclose(scale, reward[mask[:, agent], agent].std(correction=0), rtol=1e-4)

@@ -228,6 +228,18 @@ def test_team_reward_is_the_mean_of_the_living() -> None:
     assert torch.allclose(window["target"], mean[..., None].expand_as(alive).float(), atol=1e-5)
 
 
+def test_the_end_of_one_member_is_not_the_end_of_the_teams_reward() -> None:
+    config = PPO(team_reward=True, gae_lambda=1.0, gamma=0.5, normalise_value=False, rollout=8)
+    learner, window = collected(World(has_deaths=True, ends=0.0, limit=8), config)
+    window["value"].zero_(), window["next_value"].zero_()
+    learner._score(window)
+    alive, reward = window["agent_mask"][:8], window["reward"]
+    assert bool((window["discount"][:-1] == 0).any()) and not bool(window["cut"][:-1].any())
+    mean = (reward * alive).sum(-1) / alive.sum(-1).clamp(min=1)
+    to_come = [sum(0.5 ** (later - t) * mean[later] for later in range(t, 8)) for t in range(8)]
+    assert torch.allclose(window["target"], torch.stack(to_come).float()[..., None].expand_as(alive), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["reward", "log_prob"])
 def test_a_loss_that_is_not_finite_stops_before_anything_is_learned(name: str) -> None:
     learner, window = collected(World(), PPO(minibatches=1, normalise_value=False))

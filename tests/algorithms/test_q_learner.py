@@ -11,6 +11,7 @@ from martes.algorithms.q_learning import QLearning
 from martes.data import Workspace
 from martes.envs.batched.engine import BatchedEnv
 from martes.errors import ConfigError, DataError, NonFiniteError
+from martes.networks.mixers import Mixing
 from martes.networks.q_values import Exploration
 from martes.training.evaluate import evaluate
 from tests.algorithms.q_learners import ALONE, GRU, KINDS, QUICK, SMALL, begun, collecting, drawn
@@ -241,6 +242,7 @@ def test_learning_draws_from_no_global_generator(global_randomness_unused: None)
         {"optimiser_eps": 0.0},
         {"max_grad_norm": 0.0},
         {"reward": "own", "mixer": "sum"},
+        {"mixing": Mixing(sees_state=False), "mixer": "joint"},
     ],
 )
 def test_impossible_values_are_refused_by_name(wrong: dict) -> None:

@@ -1,13 +1,16 @@
 """REINFORCE: returns and losses by hand, whole episodes each learned from once, and a game that it learns."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from martes.algorithms.off_policy import Store
 from martes.algorithms.reinforce import Reinforce, ReinforceLearner
 from martes.data import Workspace
 from martes.envs.batched.engine import BatchedEnv
+from martes.errors import ConfigError
 from martes.maths.returns import reward_to_go
 from martes.networks import Network
 from martes.training.collect import Collector
@@ -101,6 +104,13 @@ def test_each_episode_is_learned_from_once() -> None:
             seen += batch["obs"][0, :, 0, 0].tolist()
     assert len(set(seen)) == len(seen)
     assert ended - SMALL.episodes < len(seen) <= ended
+
+
+@pytest.mark.parametrize("wrong", [{"alpha": 0.5}, {"folder": "rows"}, {"device": "cpu"}])
+def test_what_episodes_that_are_learned_from_once_cannot_heed_is_refused(wrong: dict[str, Any]) -> None:
+    (name, value), *_ = wrong.items()
+    with pytest.raises(ConfigError, match=rf"algorithm\.store\.{name} is {value}"):
+        Reinforce(store=Store(**wrong))
 
 
 def test_a_state_goes_on_as_if_never_stopped() -> None:

@@ -68,6 +68,18 @@ def test_learning_waits_for_a_batch_and_does_not_make_up_for_the_waiting():
     assert due == [0, 3, 3, 3, 3, 3]  # two episodes a window: from the second window on, for its own six steps
 
 
+def test_who_waits_for_a_larger_batch_goes_on_at_once_when_it_is_there():
+    history, experience = History(2), replayed(Transitions(2), 1000)
+    experience.add(*history.window([NEVER] * 3))
+    assert len(list(experience.due(6))) == 6
+    experience.of = Transitions(14)  # as a mutation makes it
+    due = []
+    for made in range(12, 40, 6):
+        experience.add(*history.window([NEVER] * 3))
+        due.append(len(list(experience.due(made))))
+    assert due == [0, 6, 6, 6, 6]
+
+
 def test_a_loop_that_stops_early_gets_the_rest_later():
     experience = replayed(Transitions(2), ratio=1)
     experience.add(*History(2).window([NEVER] * 3))

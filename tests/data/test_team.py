@@ -141,3 +141,17 @@ def test_facts_cannot_be_changed_but_copied_and_pickled():
     for other in (copy.deepcopy(team), pickle.loads(pickle.dumps(team))):
         assert other == team
         assert torch.equal(other.legal_actions, team.legal_actions)
+
+
+@pytest.mark.parametrize("low, high", [((), ()), ((0.0,), (1.0, 2.0)), ((1.0,), (0.0,)), ((-torch.inf,), (0.0,))])
+def test_bounds_that_are_none_are_refused(low: tuple[float, ...], high: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"Continuous\(.*\): (give a low|each low must be finite and below its high)"):
+        Continuous(low, high)
+
+
+def test_who_can_do_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"Discrete\(0\): there must be an action"):
+        Discrete(0)
+    for sizes in ((), (2, 0)):
+        with pytest.raises(ConfigError, match="each choice needs an action"):
+            MultiDiscrete(sizes)

@@ -1,5 +1,6 @@
 import multiprocessing
 import pickle
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -179,8 +180,28 @@ def test_a_step_holds_every_field_that_has_it():
     assert set(made.at(4)) == {name for name in made.names if SCHEMA[name].extra_row} | {"role"}
     assert made.at(2, ["number"])["number"][:, 0].tolist() == [200, 201, 202]
     assert made.at(2, []) == {}
+    assert set(made.at(5)) == set(made.at(-1)) == {"role"}  # there are no such steps
     made.at(2)["reward"].fill_(9)  # a view
     assert made["reward"][2].eq(9).all()
+
+
+def test_a_step_once_read_stays_a_view_wherever_the_workspace_goes():
+    made = workspace(memory=(torch.ones(3),))
+    reward, obs = made.at(0)["reward"], made.at(0)["obs/vector"]
+    made.share()
+    made["reward"] = torch.full((4, 3, 2), 3.0)
+    made.write(4, {"obs/vector": torch.full((3, 2, 3), 4.0)})
+    made.carry()
+    assert reward.eq(3).all()
+    assert obs.eq(4).all()
+    copies = pickle.loads(pickle.dumps(made)), deepcopy(made), made.rows(torch.arange(3))
+    for other in (*copies, made.window(0, 2), made.to("cpu")):
+        other.write(0, {"reward": other["reward"][0] + 1})
+        assert other.at(0)["reward"].data_ptr() == other["reward"].data_ptr()
+        assert all(torch.equal(each.at(0)["reward"], each["reward"][0]) for each in (made, other))
+        assert other.mask[0].all()
+        assert made.mask[0].any() == (other not in copies)
+        made.carry()
 
 
 def test_the_mask_counts_written_steps_of_agents_that_are_there():

@@ -137,6 +137,23 @@ def test_stats_are_those_of_the_cut_and_unknown_elsewhere():
     assert told["odd"].isfinite().tolist() == [False, *odd[1:]]
 
 
+class Silent(Clock):
+    """Counts nothing."""
+
+    def step(self, action: np.ndarray, row: Row) -> Result:
+        return Result(super().step(action, row).cut)
+
+
+def test_a_copy_that_counts_nothing_shows_its_real_end_too():
+    with closing(clocks(Silent(2), Silent(3))) as env:
+        env.reset(0)
+        one, two = (env.step(act(env, 0, 0)) for _ in range(2))
+    assert one.final is None
+    assert two.cut.tolist() == [True, False]
+    assert two.final["obs"][:, 0, 0].tolist() == [2, 2]
+    assert two.stats == {}
+
+
 @pytest.mark.parametrize(("limit", "expected"), [(None, 10), (2, 2), (40, 10)])
 def test_the_shorter_limit_counts(limit, expected):
     assert limited(Clock().team, limit).episode_limit == expected

@@ -11,6 +11,7 @@ from martes.envs.batched.pendulum import Pendulum
 from martes.errors import ConfigError, DataError, EnvError
 from martes.networks import Chain, Network, Policy, TemporalModule, act
 from martes.networks.imagination import Dynamics, Imagined
+from martes.networks.tape import taped
 from tests.worlds import World
 
 PLAIN = Network(hidden=(16,))
@@ -137,3 +138,29 @@ def test_both_faces_of_the_model_agree(name):
     whole, loop = model.sequence(inputs, memory, start)[0], TemporalModule.sequence(model, inputs, memory, start)[0]
     for each, value in whole.items():
         assert torch.allclose(value, loop[each], atol=1e-5), each
+
+
+def test_windows_of_a_tape_let_go_of_what_the_model_remembers() -> None:
+    team = Pendulum().team
+    model = Dynamics(team, Network(hidden=(8,), memory="gru", memory_size=4), torch.Generator().manual_seed(0))
+    policy = Policy(team, PLAIN, "shared", torch.Generator().manual_seed(1))
+    imagined = Imagined(model, team, {"obs": torch.randn(5, 1, 3)}, 2, limit=50)
+    schema, tape = Schema.from_team(team).extended(**policy.fields()), None
+    for _ in range(2):
+        last = imagined.reset(0) if tape is None else tape.last
+        tape = taped(Chain(imagined, policy), schema, last, 3, memory=None if tape is None else tape.memory)
+        tape.window["reward"].sum().backward()  # fails where it would go into the window before
+
+
+def test_a_team_that_sees_several_things_is_imagined() -> None:
+    class Still(TemporalModule):
+        reads, writes = ("obs/near", "action"), ("next_obs/near", "next_obs/far", "reward")
+
+        def step(self, inputs, memory):
+            near = inputs["obs/near"] + 1
+            return {"next_obs/near": near, "next_obs/far": -near, "reward": near.sum(-1)}, memory
+
+    team = TeamSpec.of_agents({"a_0": {"near": Vector(2), "far": Vector(2)}}, {"a_0": Discrete(2)})
+    imagined = Imagined(Still(), team, {"obs/near": torch.zeros(3, 1, 2), "obs/far": torch.zeros(3, 1, 2)}, 3, limit=9)
+    assert imagined.reset(0).start.all()
+    assert (imagined.step(torch.zeros(3, 1, dtype=torch.int64)).seen["obs/far"] == -1).all()

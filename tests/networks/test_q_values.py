@@ -216,3 +216,21 @@ def test_exploration_falls_with_environment_steps() -> None:
     assert [Exploration(steps=100).rate(step) for step in (0, 50, 100, 10**6)] == [1.0, 0.525, 0.05, 0.05]
     falls = Exploration(steps=100, end=0.01, decay="exponential").rate
     assert [falls(step) for step in (0, 50, 100)] == pytest.approx([1.0, 0.1, 0.01])
+
+
+def test_statistics_of_what_is_seen_leave_the_last_action_as_it_is() -> None:
+    told: list[Tensor] = []
+    form = AgentForm(Network(hidden=(8,), normalise=True), sees_last_action=True)
+    policy = ValuePolicy(World().team, form, HALF, torch.Generator().manual_seed(0))
+    policy.body.layers[0].register_forward_pre_hook(lambda _, given: told.append(given[0]))
+    there = torch.ones(5, 3, dtype=torch.bool)
+    seen = {"obs": 7 + 3 * torch.randn(5, 3, 6), "agent_mask": there}
+    schema = Schema.from_team(World().team).extended(counted=Field((), torch.bool, "time env"))
+    batch = Workspace(schema, time=1, envs=5)
+    batch.write(0, {**seen, "action": torch.zeros(5, 3, dtype=torch.int64), "counted": there[:, 0]})
+    policy.observe(batch)
+    last = torch.randint(5, (5, 3))
+    policy.step(seen, {"hidden": (), LAST: last})
+    codes, obs = told[0].view(5, 3, -1).split((5, 6), -1)
+    assert torch.equal(codes.argmax(-1), last) and torch.equal(codes.sum(-1), torch.ones(5, 3))
+    assert abs(obs.mean()) < 1e-5 and abs(obs.std() - 1) < 0.1

@@ -122,3 +122,20 @@ def test_of_each_few_steps_the_last_is_read(memory: Literal["none", "gru", "atte
     assert torch.allclose(read, whole.unflatten(1, (12, -1))[:, every - 1 :: every].flatten(1, 2), atol=1e-6)
     for (_, one), (_, other) in zip(leaves(after), leaves(again), strict=True):
         assert torch.allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_statistics_of_what_is_seen_leave_the_return_as_it_is(tokens: Literal[1, 3]) -> None:
+    network = replace(NETWORK, normalise=True)
+    policy = ReturnConditioned(World().team, network, "shared", tokens, torch.Generator().manual_seed(0))
+    there = torch.ones(9, 4, 3, dtype=torch.bool)
+    seen = {"obs": torch.randn(9, 4, 3, 6), "agent_mask": there, "action": torch.zeros(9, 4, 3, dtype=torch.int64)}
+    with torch.no_grad():
+        policy.head.weight.mul_(100)
+    policy.observe({**seen, "return_to_go": torch.zeros(9, 4, 3)}, there)
+
+    def log_probs(wanted: float) -> torch.Tensor:
+        inputs = {**seen, "return_to_go": torch.full((9, 4, 3), wanted)}
+        return policy.distribution(inputs, policy.initial_memory(4), ~there[..., 0]).log_probs.detach()
+
+    assert not torch.allclose(log_probs(0.5), log_probs(1.0), atol=1e-3)

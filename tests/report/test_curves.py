@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from martes.envs.batched.drawing import PALETTE
-from martes.errors import DataError
+from martes.errors import ConfigError, DataError
 from martes.report import Interval, learning_curve, records
 from martes.report.curves import curve, learning_curves
 from martes.report.records import Record
@@ -111,6 +111,20 @@ def test_a_line_has_the_same_look_in_every_panel_and_no_other_line_has_it():
     first, second, third = map(looks, figure.axes)
     assert len(first) == 20 and second == third and first.items() <= second.items()
     assert len(set(second.values())) == 40
+
+
+def test_a_run_that_has_just_begun_shows_whole_steps():
+    figure = learning_curves([returns((0, 1.0))])
+    figure.draw_without_rendering()
+    shown = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert "0" in shown and not any(text.endswith("m") for text in shown)
+
+
+def test_the_path_of_a_picture_is_that_of_the_file(runs, tmp_path):
+    assert learning_curve(records(runs), tmp_path / "curve") == tmp_path / "curve.png"
+    assert (tmp_path / "curve.png").exists()
+    with pytest.raises(ConfigError, match=r"cannot draw a picture as 'a\.xyz': end its name with .*pdf.*png"):
+        learning_curve(records(runs), tmp_path / "a.xyz")
 
 
 def test_a_curve_without_measurements_is_refused(runs, tmp_path):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from martes.algorithms.ppo import PPO
 from martes.data import Discrete, Schema, TeamSpec, Vector, Workspace
 from martes.envs.single import serial_env
+from martes.errors import EnvError
 from martes.networks import Network
 from martes.training import checkpoint
 from martes.training.collect import Collector
@@ -73,6 +74,16 @@ def test_unfinished_episodes_go_through_a_checkpoint(tmp_path):
         "won": [1.0],
     }
     assert twin.taken() == {}
+
+
+@pytest.mark.parametrize("ends", [[False, False, True], [False, False, False]])
+def test_who_lies_about_the_longest_episode_is_named(ends: list[bool]):
+    cut = torch.stack((torch.tensor([False, True, False]), torch.tensor(ends)), dim=1)
+    first, second = windows(cut, torch.zeros(3, 2, 2), [2, 1])
+    honest, episodes = Episodes(2, limit=3), Episodes(2, limit=2)
+    honest.add(first), honest.add(second), episodes.add(first)
+    with pytest.raises(EnvError, match=r"environment 1: an episode has lasted 3 steps, .* none is longer than 2.*Mend"):
+        episodes.add(second)
 
 
 def test_a_number_that_is_nan_is_not_counted():

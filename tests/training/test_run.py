@@ -34,6 +34,13 @@ def test_versions_are_written_once_and_changes_are_told(tmp_path):
     assert json.loads(folder.versions.read_text())["torch"] == "2.9.0"
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_versions_that_cannot_be_read_stop_nothing(content, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.versions.write_text(content)
+    assert folder.record_versions() == [f"{folder.versions} is damaged, nobody knows which"]
+
+
 def git(folder: Path, *words: str) -> str:
     identity = {
         "GIT_AUTHOR_NAME": "a",

@@ -153,20 +153,21 @@ def trained(experiment: Experiment, folder: RunFolder, origin: Path | None = Non
 
 @contextmanager
 def described(folder: RunFolder, config: str) -> Iterator[None]:
-    """Writes config.yaml. Who fails before anything is saved leaves that of a run which had begun as it was, or no run.
+    """Writes config.yaml. Who fails before anything is saved leaves the folder, and a config.yaml there, as they were.
 
     Raises CheckpointError where another process trains in the folder; then nothing was written.
     """
     with folder.claimed():
         origin = folder.newest_checkpoint()
-        before = None if origin is None else folder.config.read_text(encoding="utf-8")
+        before = folder.config.read_text(encoding="utf-8") if folder.config.exists() else None
         write_text(folder.config, config)
     try:
         yield
     except BaseException:
-        if before is not None and folder.newest_checkpoint() == origin:
+        if origin is None:
+            folder.forget(before)
+        elif before is not None and folder.newest_checkpoint() == origin:
             write_text(folder.config, before)
-        folder.forget()
         raise
 
 

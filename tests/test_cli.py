@@ -182,6 +182,9 @@ def test_who_never_began_leaves_no_run(tmp_path, monkeypatch, capsys):
     Path("mine/notes.txt").write_text("kept")
     assert main(["train", "ippo/two-step", "--run-dir", "mine", "training.device=meta"]) == ConfigError.exit_code
     assert [path.name for path in Path("mine").iterdir()] == ["notes.txt"]
+    Path("mine/config.yaml").write_text("written by hand")
+    assert main(["train", "ippo/two-step", "--run-dir", "mine", "training.device=meta"]) == ConfigError.exit_code
+    assert Path("mine/config.yaml").read_text() == "written by hand"
 
 
 def test_a_resumed_run_cannot_end_before_it_stands(run, tmp_path, capsys):

@@ -46,13 +46,18 @@ class RunFolder:
         """Is there a number or a checkpoint of it?"""
         return self.metrics.exists() or self.newest_checkpoint() is not None
 
-    def forget(self) -> None:
-        """Removes what a run that has not begun has left here; other files stay, and then the folder does."""
-        if not self.has_begun:
-            for path in (self.config, self.versions, self._lock):
-                path.unlink(missing_ok=True)
-            with suppress(OSError):  # it is not empty
-                self.path.rmdir()
+    def forget(self, config: str | None = None) -> None:
+        """Removes what a run that has not begun has left; config.yaml holds `config` again, other files stay."""
+        if self.has_begun:
+            return
+        for path in (self.versions, self._lock):
+            path.unlink(missing_ok=True)
+        if config is not None:
+            write_text(self.config, config)
+        else:
+            self.config.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not empty
+            self.path.rmdir()
 
     def record_versions(self) -> list[str]:
         """What has changed since versions.json was written (by the first call): rounding can then differ."""

@@ -187,7 +187,7 @@ def test_the_command_says_what_it_made_and_goes_on(tmp_path, capsys):
     assert main(words) == ConfigError.exit_code
     assert "holds a run" in capsys.readouterr().err
     assert main(["evolve", "--resume", str(folder), "--run-dir", str(tmp_path)]) == ConfigError.exit_code
-    assert "leave out run_dir" in capsys.readouterr().err
+    assert "leave out --run-dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

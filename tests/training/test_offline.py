@@ -81,8 +81,10 @@ def test_what_cannot_be_is_refused(data: Path, tmp_path: Path) -> None:
         Nobody(PPO().learner(make_env("two-step", 1).team, torch.Generator()), str(data), make_env("two-step", 1).team)
     with pytest.raises(DataError, match="'obs' of the window is"):
         trained("bc/memory-cue", tmp_path / "other", 100, **{"training.data": str(data)})
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.yaml").write_text(PRESETS["bc/two-step"].to_yaml())
     with pytest.raises(ConfigError, match=r"training\.data decides what a run learns"):
-        continued(RunFolder(tmp_path / "none"), {"training.data": "other.safetensors"})
+        continued(RunFolder(tmp_path / "begun"), {"training.data": "other.safetensors"})
 
 
 def test_a_policy_that_aims_at_a_return_is_told_what_was_paid(data: Path, tmp_path: Path) -> None:

@@ -372,13 +372,14 @@ def _env_of(folder: RunFolder) -> Environment:
 
 def draw_replay(folder: RunFolder) -> Path:
     """The path of a GIF of the run's policy at play."""
-    return save_replay(frames_of(folder.path), folder.replay)
-
-
-def frames_of(run: Place, episodes: int = 3, greedy: bool | None = None, seed: int = 0) -> list[Picture]:
-    """Pictures of a run's policy at play."""
-    found = restored(run)
-    wanted = found.experiment.evaluation.greedy if greedy is None else greedy
+    found = restored(folder.path)
     with closing(found.env):
-        steps = episodes * (found.env.team.episode_limit or 200)
-        return replay_frames(found.policy, found.env, steps, wanted, seed_of(seed, "play"), episodes)
+        return save_replay(filmed(found, 3, found.experiment.evaluation.greedy, 0), folder.replay)
+
+
+def filmed(found: Restored, episodes: int, greedy: bool, seed: int) -> list[Picture]:
+    """Pictures of a restored policy at play; its environment stays open. Raises ConfigError for no episode at all."""
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}: it must be at least 1")
+    steps = episodes * (found.env.team.episode_limit or 200)
+    return replay_frames(found.policy, found.env, steps, greedy, seed_of(seed, "play"), episodes)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+import torch._dynamo
 
 Given = ParamSpec("Given")
 Found = TypeVar("Found")
@@ -23,9 +24,12 @@ def compiled(
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         warnings.warn("no C++ compiler was found (g++ or clang++): nothing is compiled", stacklevel=2)
         return function
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):  # or a gradient is taken outside, and costs more calls
+        torch._dynamo.config.trace_autograd_ops = True
     # Tables are made once by functions with a cache: to trace through these is what is wanted.
     warnings.filterwarnings("ignore", "Dynamo detected a call to a `functools.lru_cache`")
-    if device.type != "cpu" or not is_small:
+    if device.type != "cpu":
         return torch.compile(function, dynamic=False)
     # Kernels that are called from C++ save a third of what a step of 16 teams takes.
-    return torch.compile(function, dynamic=False, options={"cpp.threads": 1, "cpp_wrapper": True})
+    one_thread = {"cpp.threads": 1} if is_small else {}
+    return torch.compile(function, dynamic=False, options={"cpp_wrapper": True, **one_thread})

@@ -21,7 +21,7 @@ from martes.algorithms.learner import Metrics
 from martes.algorithms.ppo import PPOLearner
 from martes.conversion import branches, changed, converted
 from martes.data import Continuous, Discrete, Memory, Schema, TeamSpec, Vector, Workspace
-from martes.data.arguments import EDGE, ArgumentError, Arguments
+from martes.data.arguments import EDGE, ArgumentError, Arguments, count, number, placing, plain
 from martes.data.arguments import refuse as refuse_where
 from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
 from martes.data.trees import cleared, mapped
@@ -46,7 +46,6 @@ NETWORK = (
 )  # fmt: skip
 """What the network is: a checkpoint of another cannot be loaded."""
 ACTION_SPACES = ("discrete", "continuous")
-SCORES = ("value", "log_prob", "entropy")
 Array = Tensor | np.ndarray
 Place = str | Path
 
@@ -108,7 +107,7 @@ class SableConfig:
         hints = get_type_hints(type(self))
         with _refused_as_arguments():
             for name, kind in hints.items():
-                object.__setattr__(self, name, converted(kind, getattr(self, name), name))
+                object.__setattr__(self, name, converted(kind, plain(getattr(self, name)), name))
             refuse_beyond(self, COUNT, *(name for name, kind in hints.items() if kind is int), path="")
             refuse_beyond(self, SHARE, "decay_scaling_factor", "gamma", "gae_lambda", path="")
             refuse_beyond(self, POSITIVE, "lr", "clip_eps", "max_grad_norm", path="")
@@ -188,6 +187,8 @@ class SableNetwork(nn.Module):
 
     def __init__(self, config: SableConfig) -> None:
         super().__init__()
+        if not isinstance(config, SableConfig):
+            raise ArgumentError(f"config is {config!r}: it must be a SableConfig")
         self.config = config
         self.team = config.team
         self.policy = AutoregressiveTeam(self.team, config.algorithm.network, "shared", seeded("cpu"))
@@ -203,9 +204,9 @@ class SableNetwork(nn.Module):
 
     def init_hidden_states(self, batch_size: int, device: torch.device | str | None = None) -> Memory:
         """What is remembered when episodes open: tensors `[B, ...]`, the steps so far among them; () without memory."""
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ArgumentError(f"batch_size is {batch_size}: it must be an integer >= 1")
-        return mapped(lambda leaf: leaf.to(device or self.device), self.policy.initial_memory(batch_size))
+        fresh = self.policy.initial_memory(count("batch_size", batch_size))
+        with placing(device):
+            return fresh if device is None else mapped(lambda leaf: leaf.to(device), fresh)
 
     def reset_hidden_states(self, hstates: Memory, dones: Array) -> Memory:
         """The states, as at first where an episode ended: `dones` [B], or [B, N], where all agents are done."""
@@ -287,10 +288,8 @@ class SableTrainer:
     """A network and what it learns with, for rollouts `[T, B, N, ...]` that you record: see `train_step`."""
 
     def __init__(self, config: SableConfig, device: torch.device | str = "cpu", log_dir: Place = "runs/sable") -> None:
-        try:
+        with placing(device):
             generator = seeded(device)
-        except RuntimeError as error:
-            raise ArgumentError(f"device is {device!r}, which is not at hand: {error}") from error
         self.config = config
         self.network = SableNetwork(config).to(device)
         self.learner = PPOLearner(config.algorithm, self.network.policy, generator, self._objective)
@@ -306,9 +305,11 @@ class SableTrainer:
         return self.learner.loss(batch)
 
     def _objective(self, part: Workspace, whole: Workspace) -> tuple[Tensor, Metrics]:
-        loss, metrics = self.ppo_loss(part)
-        watched = {name: torch.as_tensor(metric).detach() for name, metric in metrics.items()}
-        return loss, watched | {"loss": loss.detach()}
+        match self.ppo_loss(part):
+            case (Tensor() as loss, Mapping() as metrics) if loss.ndim == 0 and loss.requires_grad:
+                watched = {name: number(f"{name} of ppo_loss", metric) for name, metric in metrics.items()}
+                return loss, watched | {"loss": loss.detach()}
+        raise ArgumentError("ppo_loss must return the loss, a scalar with gradient, and a dict of what to watch")
 
     def train_step(self, rollout_data: Mapping[str, object]) -> dict[str, float]:
         """Learns from one rollout: the mean of each metric over the gradient steps.
@@ -333,11 +334,10 @@ class SableTrainer:
         """Mean undiscounted `return` (summed over the agents), `agent_return` and `length` of test episodes.
 
         `env` has `reset() -> [n_agents, obs_dim]`, `step(actions) -> (next_obs, rewards, dones, info)`, and perhaps
-        `get_legal_actions() -> [n_agents, action_dim]`. Raises EnvError where it answers otherwise.
+        `get_legal_actions() -> [n_agents, action_dim]`. Raises EnvError where it lacks one, or answers otherwise.
         """
-        if num_episodes < 1:
-            raise ArgumentError(f"num_episodes is {num_episodes}: it must be an integer >= 1")
-        return played(env, self.config.n_agents, num_episodes, lambda: self._player(deterministic))
+        episodes = count("num_episodes", num_episodes)
+        return played(env, self.config.n_agents, episodes, lambda: self._player(deterministic))
 
     def _player(self, deterministic: bool) -> Play:
         """Who plays one episode and remembers it."""
@@ -357,12 +357,13 @@ class SableTrainer:
         What the folder holds of the first logged step and later counts no more: a run that goes on logs it again.
         """
         at = self.learner.env_steps if step is None else step
+        numbers = {str(name): float(number(f"{name} of metrics", each)) for name, each in metrics.items()}
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # takes a second
 
             self._writer = SummaryWriter(str(self._log_dir), purge_step=at)
-        for name, number in metrics.items():
-            self._writer.add_scalar(name, float(number), at)
+        for name, each in numbers.items():
+            self._writer.add_scalar(name, each, at)
         self._writer.flush()
 
     def save_checkpoint(self, path: Place, metadata: Mapping[str, object] | None = None) -> None:
@@ -370,7 +371,9 @@ class SableTrainer:
 
         Raises CheckpointError where it cannot be written, or `metadata` holds more than tensors, numbers and text.
         """
-        told = {"config": branches(self.config), "metadata": dict(metadata or {})}
+        if not isinstance(metadata, Mapping | None):
+            raise ArgumentError(f"metadata is {metadata!r}: it must be a dict")
+        told = {"config": branches(self.config), "metadata": plain(metadata or {})}
         save_file(Path(path), FORMAT, {**told, "learner": self.learner.state_dict()})
 
     def load_checkpoint(self, path: Place) -> dict[str, object]:
@@ -380,9 +383,7 @@ class SableTrainer:
         """
         match load_file(Path(path), FORMAT):
             case {"config": dict() as saved, "learner": dict() as learner, "metadata": dict() as metadata}:
-                others = [
-                    f"{name}={saved.get(name)}" for name in NETWORK if saved.get(name) != getattr(self.config, name)
-                ]
+                others = [f"{key}={saved.get(key)}" for key in NETWORK if saved.get(key) != getattr(self.config, key)]
                 if others:
                     raise CheckpointError(f"{path} is of another network: make the trainer with {', '.join(others)}")
                 self.learner.load_state_dict(learner)

@@ -126,6 +126,13 @@ def test_evaluate(run, capsys):
     assert "exclude each other" in told(capsys)
 
 
+def test_a_record_that_cannot_be_written_is_refused_before_it_is_played(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(api, "restored", None)
+    for place in (tmp_path / "nowhere/data.safetensors", tmp_path):
+        assert main(["evaluate", str(run), "--record", str(place)]) == DataError.exit_code
+        assert f"cannot write {place}: name a file in a folder that exists" in told(capsys)
+
+
 def test_play(run, tmp_path, capsys):
     film = tmp_path / "film.gif"
     assert main(["play", str(run), "--episodes", "2", "--output", str(film), "--no-window"]) == 0
@@ -136,7 +143,7 @@ def test_play(run, tmp_path, capsys):
 
 
 def test_a_film_that_cannot_be_written_is_refused_before_it_is_played(run, monkeypatch, capsys):
-    monkeypatch.setattr(api, "frames_of", None)
+    monkeypatch.setattr(api, "restored", None)
     assert main(["play", str(run), "--output", "film.avi"]) == ConfigError.exit_code
     assert "film.avi" in told(capsys)
 
@@ -152,8 +159,9 @@ def test_a_film_that_cannot_be_written_is_refused_before_it_is_played(run, monke
         (["--device", "cuda:x"], "device is 'cuda:x', and there is none on this machine"),
     ],
 )
-def test_an_evaluation_that_cannot_be_is_refused(run, words, message, capsys):
-    assert main(["evaluate", str(run), *words]) == ConfigError.exit_code
+@pytest.mark.parametrize("command", ["evaluate", "play"])
+def test_a_play_that_cannot_be_is_refused(run, command, words, message, capsys):
+    assert main([command, str(run), *words]) == ConfigError.exit_code
     assert message in told(capsys)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from martes import api
@@ -9,6 +10,8 @@ from martes.cli import main
 from martes.errors import CheckpointError, ConfigError, EnvError
 from martes.training.rows import read_rows
 from tests.envs.adapters.test_pymarl import Battle
+
+DOT = np.zeros((1, 1, 3), np.uint8)
 
 
 class Recorded(Battle):
@@ -70,10 +73,23 @@ def test_the_game_s_own_replay_holds_the_episodes_that_were_played(run, capsys):
     assert replay.read_text().count("an episode") == 4  # three, and the one that opened after them
 
 
-def test_what_records_nothing_says_so(tmp_path, capsys):
+@pytest.mark.parametrize("values", [[], ["env.wrap.agent_id=true"]])
+def test_what_records_nothing_is_refused_before_it_plays(tmp_path, capsys, monkeypatch, values):
     folder = tmp_path / "run"
-    assert main(["train", "iql/two-step", "--steps", "20", "--run-dir", str(folder), "env.copies=2"]) == 0
-    assert main(["evaluate", str(folder), "--episodes", "2", "--save-replay"]) == EnvError.exit_code
+    assert main(["train", "iql/two-step", "--steps", "20", "--run-dir", str(folder), "env.copies=2", *values]) == 0
+    monkeypatch.setattr(api, "scored", None)
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--save-replay"]) == EnvError.exit_code
     out, err = capsys.readouterr()
-    assert "95 % interval" in out, "scores are not lost"
-    assert "BatchedEnv records no replay of its own: martes play draws a GIF" in err
+    assert not out
+    assert err == f"martes: two-step records no replay of its own: martes play {folder} draws a GIF\n"
+
+
+def test_a_film_of_an_earlier_checkpoint(run, monkeypatch):
+    shown = []
+    monkeypatch.setattr(api, "filmed", lambda found, *_: shown.append(found.steps) or [DOT])
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    film = str(run.parent / "film.gif")
+    for words in ([], ["--step", str(steps[0] + 1)]):
+        assert main(["play", str(run), "--output", film, "--no-window", *words]) == 0
+    assert shown == [steps[-1], steps[0]]

@@ -99,6 +99,15 @@ def test_the_command_shows_the_returns_of_both_sides(runs, capsys):
     assert random["team"] != against["team"]
 
 
+def test_a_film_shows_the_guest_at_play(runs, tmp_path):
+    film, films = tmp_path / "film.gif", []
+    for guest in ([], [], ["--against", str(runs["two"]), "--agents", "column"]):
+        words = ["--output", str(film), "--episodes", "1", "--greedy", "--no-window", *guest]
+        assert main(["play", str(runs["one"]), *words]) == 0
+        films.append(film.read_bytes())
+    assert films[0] == films[1] != films[2]
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -110,8 +119,9 @@ def test_the_command_shows_the_returns_of_both_sides(runs, capsys):
         (["--against", "runs/none", "--agents", "column"], 5, "no run in runs/none"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_one_line(runs, words, code, told, capsys):
-    assert main(["evaluate", str(runs["one"]), *(word.format(**runs) for word in words)]) == code
+@pytest.mark.parametrize("command", ["evaluate", "play"])
+def test_what_cannot_be_is_one_line(runs, command, words, code, told, capsys):
+    assert main([command, str(runs["one"]), *(word.format(**runs) for word in words)]) == code
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1

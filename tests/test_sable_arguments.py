@@ -58,6 +58,39 @@ def test_such_an_error_is_a_config_error_with_its_exit_code():
         SableTrainer(CONFIG).evaluate(Odd(), 0)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_config_or_no_number_of_anything_is_refused_by_name():
+    with pytest.raises(ArgumentError, match=r"^config is \{'n_agents': 3\}: it must be a SableConfig"):
+        SableTrainer({"n_agents": 3})
+    for wrong in (True, 2.0, "2", None):
+        with pytest.raises(ArgumentError, match=f"^batch_size is {wrong}: it must be an integer >= 1"):
+            NETWORK.init_hidden_states(wrong)
+        with pytest.raises(ArgumentError, match=f"^num_episodes is {wrong}: it must be an integer >= 1"):
+            SableTrainer(CONFIG).evaluate(Odd(), wrong)
+
+
+def test_hidden_states_on_no_device_are_refused_by_name():
+    for device in ("nowhere", "cuda:99"):
+        with pytest.raises(ArgumentError, match=f"^device is '{device}', which is not at hand"):
+            NETWORK.init_hidden_states(B, device)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_numbers():
+    config = SableConfig(np.int64(N), np.int64(A), np.int32(D), embed_dim=8, lr=np.float64(1e-3), memory=np.bool_(True))
+    assert config == SableConfig(N, A, D, embed_dim=8, lr=1e-3)
+    assert [type(each) for each in (config.n_agents, config.lr, config.memory)] == [int, float, bool]
+    assert SableNetwork(config).init_hidden_states(np.int64(B))["elapsed"].shape == (B,)
+
+
+def test_hidden_states_of_another_dtype_are_taken():
+    obs, hstates = torch.randn(B, N, D), NETWORK.init_hidden_states(B)
+    _, _, _, hstates = NETWORK.get_actions(obs, hstates)
+    twice = {name: leaf.double() if leaf.is_floating_point() else leaf for name, leaf in hstates.items()}
+    (right, _, _, _), (found, _, _, _) = (NETWORK.get_actions(obs, each, True) for each in (hstates, twice))
+    assert torch.equal(right, found)
+
+
 def acting(network=NETWORK, **other):
     return {"obs": torch.zeros(B, N, D), "hstates": network.init_hidden_states(B), **other}
 
@@ -154,6 +187,7 @@ def rollout(**other):
         ({"dones": torch.zeros(T + 1, B, N)}, "dones has the shape"),
         ({"rewards": torch.full((T, B, N), np.inf)}, "rewards is inf"),
         ({"legal_actions": torch.zeros(T, B, N, A)}, "legal_actions is False"),
+        ({"rewards": [torch.zeros(B, N), torch.zeros(B)]}, "rewards is no array of numbers: .*equal size"),
         ({"actions": None}, "actions is missing"),
         ({"reward": torch.zeros(T, B, N)}, "reward is no entry of a rollout; did you mean 'rewards'"),
         ({"truncated": torch.zeros(T, N)}, "truncated has the shape"),
@@ -169,10 +203,72 @@ def test_learning_refuses(given, told):
         SableTrainer(CONFIG).train_step(rollout(**given))
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_learning_refuses_what_is_no_rollout():
+    for given, told in ((None, "rollout_data is NoneType"), ([1], "rollout_data is list"), ({3: 1}, "3 is no entry")):
+        with pytest.raises(ArgumentError, match=f"^{told}"):
+            SableTrainer(CONFIG).train_step(given)
+
+
+def test_lists_of_steps_are_a_rollout_too_and_nobody_writes_to_it():
+    torch.manual_seed(0)
+    data = rollout(observations=torch.randn(T, B, N, D), rewards=torch.randn(T, B, N))
+    hstates = NETWORK.init_hidden_states(B)
+    before = {name: each.clone() for name, each in data.items()}
+    learned = []
+    for given in (data, {name: list(each) for name, each in data.items()}):
+        torch.manual_seed(0)
+        learned.append(SableTrainer(CONFIG).train_step({**given, "hstates": hstates}))
+    assert learned[0] == learned[1]
+    assert all(torch.equal(each, data[name]) for name, each in before.items())
+    assert not any(each.any() for each in hstates.values())
+
+
+class Told(SableTrainer):
+    """Learns from what `answer` makes of the loss and its metrics."""
+
+    def __init__(self, answer):
+        super().__init__(CONFIG)
+        self.answer = answer
+
+    def ppo_loss(self, batch):
+        return self.answer(*super().ppo_loss(batch))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda loss, _: loss, "ppo_loss must return the loss, a scalar with gradient, and a dict"),
+        (lambda loss, metrics: (loss.expand(3), metrics), "ppo_loss must return"),
+        (lambda loss, metrics: (loss.detach(), metrics), "ppo_loss must return"),
+        (lambda loss, _: (loss, {"note": "x"}), "note of ppo_loss is 'x': it must be one number"),
+        (lambda loss, _: (loss, {"all": torch.zeros(2)}), "all of ppo_loss is tensor.*: it must be one number"),
+    ],
+)
+def test_a_loss_of_ones_own_that_cannot_be(answer, told):
+    with pytest.raises(ArgumentError, match=f"^{told}"):
+        Told(answer).train_step(rollout())
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_metrics_of_ones_own_are_numbers_of_any_kind():
+    mine = {"whole": 3, "flag": True, "mean": np.float64(0.5), "counts": torch.tensor(7)}
+    found = Told(lambda loss, metrics: (loss, metrics | mine)).train_step(rollout())
+    assert {name: found[name] for name in mine} == {"whole": 3, "flag": 1, "mean": 0.5, "counts": 7}
+
+
 def test_learning_refuses_more_minibatches_than_environments_only_with_memory():
     with pytest.raises(ValueError, match=r"^num_minibatches is 4, this rollout has 2 environments"):
         SableTrainer(replace(CONFIG, num_minibatches=4)).train_step(rollout())
     SableTrainer(replace(CONFIG, num_minibatches=4, memory=False)).train_step(rollout())
+
+
+class Timid:
+    """An environment that never begins."""
+
+    def step(self, actions):
+        return None
 
 
 class Odd:
@@ -195,8 +291,18 @@ class Odd:
         (Odd((np.zeros((N, D)), [1, 2], True, {})), EnvError, "returned as rewards: shape"),
         (Odd((np.zeros((N, D)), np.nan, True, {})), EnvError, r"returned the rewards nan"),
         (Odd(shape=(N, D + 1)), ArgumentError, r"obs has the shape \[1, 3, 6\]"),
+        (
+            Odd(({"agent_0": np.zeros(D)}, 0.0, False, {})),
+            EnvError,
+            r"Odd.step\(\) returned a dict as observations",
+        ),
+        (Odd(([np.zeros(D), np.zeros(D + 1)], 0.0, False, {})), EnvError, "returned a list as observations"),
+        (object(), EnvError, r"^an environment has reset\(\), .* This object has no reset\(\) and no step\(\)$"),
+        (Timid(), EnvError, r"This Timid has no reset\(\)$"),
+        (Timid, EnvError, "^Timid is a class: hand over an environment that was made of it"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_evaluation_refuses_an_environment_that_answers_otherwise(env, error, told):
     with pytest.raises(error, match=told):
         SableTrainer(CONFIG).evaluate(env, 1)

@@ -293,9 +293,11 @@ def test_a_checkpoint_goes_on_exactly(tmp_path):
     trainer, path = made(CONFIG), tmp_path / "new" / "sable.safetensors"
     data, _ = rollout(trainer.network)
     trainer.train_step(data)
-    trainer.save_checkpoint(path, {"note": "one", "best": [1.5, None]})
+    trainer.save_checkpoint(
+        path, {"note": "one", "best": [1.5, None], "mean": np.float64(0.5), "all": [{"n": np.int64(3)}]}
+    )
     other = SableTrainer(replace(CONFIG, chunk_size=1000))
-    assert other.load_checkpoint(path) == {"note": "one", "best": [1.5, None]}
+    assert other.load_checkpoint(path) == {"note": "one", "best": [1.5, None], "mean": 0.5, "all": [{"n": 3}]}
     other.learner.policy.core.shape = trainer.learner.policy.core.shape
     assert trainer.train_step(data) == other.train_step(data)
     for one, two in zip(trainer.network.parameters(), other.network.parameters(), strict=True):
@@ -316,6 +318,8 @@ def test_metrics_are_read_back_by_tensorboard(tmp_path):
     trainer.close()  # nothing was opened
     trainer.log_metrics({"loss": 2.0, "return": torch.tensor(0.5)}, step=10)
     trainer.log_metrics({"loss": 1.5})
+    with pytest.raises(ValueError, match=r"^note of metrics is 'x': it must be one number"):
+        trainer.log_metrics({"loss": 9.0, "note": "x"}, step=11)
     trainer.close()
     again = SableTrainer(CONFIG, log_dir=str(tmp_path / "logs"))
     again.log_metrics({"loss": 3.0}, step=10)  # it goes on from step 10, and what was logged there before is void

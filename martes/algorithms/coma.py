@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.optim import Adam
 
-from martes.algorithms.descent import descended
+from martes.algorithms.descent import Descent
 from martes.algorithms.learner import Metrics
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Discrete, Field, Fields, TeamSpec, Workspace
 from martes.data.allocation import tensor_at
 from martes.data.experience import Rollouts
-from martes.data.limits import COUNT, POSITIVE, SHARE, refuse_beyond
+from martes.data.limits import COUNT, POSITIVE, SHARE, EntropyWeight, Passes, StepSize, refuse_beyond
 from martes.errors import ConfigError, NonFiniteError
 from martes.maths.distributions import Categorical
 from martes.maths.masks import masked_mean
@@ -44,11 +44,11 @@ class COMA:
     """The critic's network, without memory; none: shaped as the policy's. It is always told which agent it values."""
     rollout: int = 32
     """Steps of each environment between two updates."""
-    lr: float = 5e-4
+    lr: StepSize = 5e-4
     """Step size of the policy's Adam: one step an update."""
-    critic_lr: float = 5e-4
+    critic_lr: StepSize = 5e-4
     """Step size of the critic's Adam."""
-    critic_epochs: int = 1
+    critic_epochs: Passes = 1
     """Passes of the critic over a rollout, towards targets that stay as they are."""
     critic_by: Literal["rollout", "step"] = "rollout"
     """One gradient step of the critic for a whole rollout, or for each time step from the last to the first."""
@@ -58,7 +58,7 @@ class COMA:
     """Discount of the return per step."""
     td_lambda: float = 0.8
     """Weight of long returns in the critic's targets: 0 is one-step, 1 is Monte Carlo."""
-    entropy: float = 0.01
+    entropy: EntropyWeight = 0.01
     """Weight of the entropy bonus."""
     epsilon_start: float = 0.0
     """Share of actions that the policy makes evenly among the legal ones, at first."""
@@ -125,6 +125,11 @@ class COMALearner:
         self.experience = Rollouts(config.rollout)
         self.optimiser = Adam(self.actor.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.critic_optimiser = Adam(self.critic.parameters(), config.critic_lr, eps=config.adam_eps, fused=True)
+        limit = config.max_grad_norm
+        self.descent = Descent(self.loss, self.optimiser, {"agent": (self.actor, self.actor.slots.count)}, limit)
+        self.critic_descent = Descent(
+            self.critic_loss, self.critic_optimiser, {"critic": (self.critic, self.critic.body.slots.count)}, limit
+        )
         self.earned = empty_moments(device=generator.device) if config.scale_reward else None
         self.env_steps = self.updates = 0
 
@@ -145,12 +150,10 @@ class COMALearner:
             self.earned = merged_moments(self.earned, batch["reward"], batch.mask)
         self._score(batch)
         history = [
-            self._descend(self.critic, self.critic_optimiser, part)
-            for _ in range(config.critic_epochs)
-            for part in self._parts(batch)
+            self.critic_descent(part).watched for _ in range(config.critic_epochs) for part in self._parts(batch)
         ]
         metrics = {name: torch.stack([each[name] for each in history]).mean() for name in history[0]}
-        metrics |= self._descend(self.actor, self.optimiser, batch)
+        metrics |= self.descent(batch).watched
         inputs = self._inputs(batch)
         self.actor.body.observe(inputs, inputs["agent_mask"])
         self.critic.observe(inputs)
@@ -243,12 +246,6 @@ class COMALearner:
         pi = self.actor.distribution(features, inputs)
         assert isinstance(pi, Categorical)
         return pi
-
-    def _descend(self, module: Policy | CounterfactualCritic, optimiser: Adam, batch: Workspace) -> Metrics:
-        name, told = ("agent", self.loss) if module is self.actor else ("critic", self.critic_loss)
-        loss, metrics = told(batch)
-        parts = {name: (module, module.body.slots.count)}
-        return metrics | descended(loss, optimiser, parts, self.config.max_grad_norm, batch)
 
     @property
     def parts(self) -> Parts:

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from martes.algorithms.descent import descended, restored, state_of
+from martes.algorithms.descent import Descent, restored, state_of
 from martes.algorithms.imitation import Measure, errors_of
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import Store
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Episodes
-from martes.data.limits import COUNT, NATURAL, POSITIVE, refuse, refuse_beyond
+from martes.data.limits import COUNT, NATURAL, POSITIVE, BatchSize, StepSize, UpdateRatio, refuse, refuse_beyond
 from martes.maths.masks import masked_mean
 from martes.maths.returns import reward_to_go
 from martes.networks import Network, Sharing
@@ -41,9 +41,9 @@ class DecisionTransformer:
     """Of real-valued actions: by their log-density, or by their squared distance from the policy's best ones."""
     reward: Literal["own", "mean", "sum"] = "own"
     """Whose return is told: each agent's own, or the mean or sum over the whole team, whoever of it is there."""
-    batch: int = 16
+    batch: BatchSize = 16
     """Whole episodes of one gradient step."""
-    ratio: float = 0.002
+    ratio: UpdateRatio = 0.002
     """Gradient steps for each environment step (learning from data alone, none of these is made: they only count)."""
     rollout: int = 32
     """Steps of each environment between two looks at which updates are due."""
@@ -51,7 +51,7 @@ class DecisionTransformer:
     """Environment steps before learning starts; it also waits until a batch is there."""
     store: Store = field(default_factory=Store)
     """What is kept where somebody acts."""
-    lr: float = 1e-3
+    lr: StepSize = 1e-3
     """Step size of Adam."""
     max_grad_norm: float | None = 0.25
     """Longest gradient, per slot; none: any."""
@@ -88,6 +88,8 @@ class DecisionLearner:
         self.experience = config.store.replayed(team, reads, Episodes(config.batch), config, generator)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.parts: Parts = {"policy": self.policy, "optimiser": self.optimiser}
+        clipped = {"policy": (self.policy, self.policy.slots.count)}
+        self.descent = Descent(self._loss, self.optimiser, clipped, config.max_grad_norm)
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -98,12 +100,10 @@ class DecisionLearner:
         """Learns from whole episodes, one gradient step; returns what to watch."""
         inputs = self._inputs(batch)
         self._ask(inputs["return_to_go"][0])
-        loss, metrics = self._loss(batch, inputs)
-        parts = {"policy": (self.policy, self.policy.slots.count)}
-        norms = descended(loss, self.optimiser, parts, self.config.max_grad_norm, batch)
+        metrics = self.descent(batch, inputs).watched
         self.policy.observe(inputs, batch.mask)
         self.updates += 1
-        return metrics | norms | {"asked_return": self.policy.asked.mean()}
+        return metrics | {"asked_return": self.policy.asked.mean()}
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
         """L = -mean log pi(a_t | a_{t-1}, R_t, o_t, and those before) over the choices that agents made.

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from martes.algorithms.descent import descended, restored, state_of
+from martes.algorithms.descent import Descent, restored, state_of
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import Store
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Episodes, Replayed, Transitions
-from martes.data.limits import COUNT, NATURAL, POSITIVE, refuse_beyond
+from martes.data.limits import COUNT, NATURAL, POSITIVE, BatchSize, StepSize, UpdateRatio, refuse_beyond
 from martes.errors import DataError
 from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian
 from martes.maths.masks import masked_mean
@@ -38,9 +38,9 @@ class BehaviourCloning:
     """Steps to learn from in each sequence of a batch: 1 is a transition; none: whole episodes."""
     burn_in: int = 16
     """Steps before a sequence that only fill the memory of agents that have one."""
-    batch: int = 256
+    batch: BatchSize = 256
     """Sequences, or episodes, of one gradient step."""
-    ratio: float = 0.02
+    ratio: UpdateRatio = 0.02
     """Gradient steps for each environment step (learning from data alone, none of these is made: they only count)."""
     rollout: int = 32
     """Steps of each environment between two looks at which updates are due."""
@@ -48,7 +48,7 @@ class BehaviourCloning:
     """Environment steps before learning starts; it also waits until a batch is there."""
     store: Store = field(default_factory=Store)
     """What is kept where somebody acts, and which of it is drawn."""
-    lr: float = 1e-3
+    lr: StepSize = 1e-3
     """Step size of Adam."""
     max_grad_norm: float | None = 10.0
     """Longest gradient of the policy, per slot; none: any."""
@@ -118,6 +118,8 @@ class CloningLearner:
         self.experience: Replayed = config.store.replayed(team, self.policy.reads, drawn, config, generator)
         self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.parts: Parts = {"policy": self.policy, "optimiser": self.optimiser}
+        clipped = {"policy": (self.policy, self.policy.slots.count)}
+        self.descent = Descent(self.judged, self.optimiser, clipped, config.max_grad_norm)
         self.updates = 0
 
     @property
@@ -127,22 +129,24 @@ class CloningLearner:
 
     def update(self, batch: Workspace) -> Metrics:
         """Learns from one batch; returns what to watch."""
-        error, mask, metrics = self.errors(batch)
-        loss = self._weighed(error, mask, batch)
-        parts = {"policy": (self.policy, self.policy.slots.count)}
-        norms = descended(loss, self.optimiser, parts, self.config.max_grad_norm, batch)
-        self.experience.prioritise(batch, masked_mean(error.detach().abs(), mask, (0, 2)))
-        self.policy.body.observe({name: batch[name][: batch.time] for name in self.policy.reads}, mask)
+        stepped = self.descent(batch)
+        self.experience.prioritise(batch, stepped.told)
+        self.policy.body.observe({name: batch[name][: batch.time] for name in self.policy.reads}, self._counted(batch))
         self.updates += 1
-        return {"loss": loss.detach()} | metrics | norms
+        return stepped.watched
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
         """L = -mean log pi(a_t | what was seen) over the choices that agents made, and what to watch.
 
         Or as `errors_of` measures them.
         """
+        return self.judged(batch)[:2]
+
+    def judged(self, batch: Workspace) -> tuple[Tensor, Metrics, Float[Tensor, "env"]]:
+        """The loss, what to watch, and the mean distance of each draw's choices."""
         error, mask, metrics = self.errors(batch)
-        return self._weighed(error, mask, batch), metrics
+        loss = masked_mean(batch["weight"].unsqueeze(-1) * error, mask)
+        return loss, {"loss": loss.detach()} | metrics, masked_mean(error.abs(), mask, (0, 2))
 
     def errors(
         self, batch: Workspace
@@ -152,12 +156,12 @@ class CloningLearner:
         memory, start = self.policy.initial_memory(batch.envs), batch["start"][: batch.time]
         features, _ = self.policy.body.sequence(inputs, memory, start)
         pi = self.policy.distribution(features, inputs)
-        mask = batch.decided & batch["counted"].unsqueeze(-1)
+        mask = self._counted(batch)
         error, metrics = errors_of(pi, batch["action"], self.config.error, mask)
         return error, mask, metrics
 
-    def _weighed(self, error: Tensor, mask: Tensor, batch: Workspace) -> Tensor:
-        return masked_mean(batch["weight"].unsqueeze(-1) * error, mask)
+    def _counted(self, batch: Workspace) -> Bool[Tensor, "time env agent"]:
+        return batch.decided & batch["counted"].unsqueeze(-1)
 
     def state_dict(self) -> dict[str, object]:
         """Weights and statistics, optimiser and counter; random state is the experience's."""

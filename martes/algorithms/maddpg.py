@@ -9,14 +9,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import Adam
 
-from martes.algorithms.descent import descended, restored, state_of
+from martes.algorithms.descent import Descent, restored, state_of
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import Store
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Transitions
-from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse_beyond
-from martes.maths.distributions import gumbel
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, BatchSize, StepSize, UpdateRatio, refuse_beyond
 from martes.maths.masks import masked_mean
 from martes.maths.returns import n_step_returns
 from martes.maths.statistics import empty_moments
@@ -68,11 +67,11 @@ class MADDPG:
     """Rewards in a target before it bootstraps."""
     rollout: int = 1
     """Steps of each environment between two looks at which updates are due."""
-    ratio: float = 0.01
+    ratio: UpdateRatio = 0.01
     """Updates for each environment step, however many environments there are."""
     warmup: int = 1000
     """Environment steps before learning starts; it also waits until a batch is there."""
-    batch: int = 256
+    batch: BatchSize = 256
     """Steps, or sequences, of one update."""
     sequence: int = 1
     """Successive steps to learn from in each entry of a batch."""
@@ -82,14 +81,16 @@ class MADDPG:
     """What is kept of the past, and which of it is drawn."""
     tau: float = 0.01
     """Share of the way that the target networks go at a time."""
-    lr: float = 1e-3
+    lr: StepSize = 1e-3
     """Step size of the policies' Adam."""
-    critic_lr: float = 1e-3
+    critic_lr: StepSize = 1e-3
     """Step size of the critics' Adam."""
     adam_eps: float = 1e-8
     """Term that keeps Adam's denominator from 0."""
     max_grad_norm: float | None = 0.5
     """Longest gradient of policies and of critics, per slot; none: any."""
+    compile: bool = False
+    """Compile acting, losses and gradients for this machine? Half a minute at the start, then faster."""
 
     def __post_init__(self) -> None:
         refuse_beyond(self, COUNT, "policy_delay", "n_step", "rollout", "batch", "sequence")
@@ -149,8 +150,15 @@ class MADDPGLearner:
         self.judge = first_critic(self.critics, team, form, self.codes)
         self.target_policy, self.target_critics = still_copy(self.policy), still_copy(self.critics)
         self._follow = Following((self.target_policy, self.policy), (self.target_critics, self.critics))
+        if config.compile:
+            self.policy.compile_acting(generator.device)
         self.optimiser = Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
         self.critic_optimiser = Adam(self.critics.parameters(), config.critic_lr, eps=config.adam_eps, fused=True)
+        limit, device = config.max_grad_norm, generator.device if config.compile else None
+        of = {"critic": (self.critics, self.critics.slots.count)}
+        self.critic_descent = Descent(self.critic_loss, self.critic_optimiser, of, limit, device)
+        of = {"policy": (self.policy, self.policy.slots.count)}
+        self.descent = Descent(self.policy_loss, self.optimiser, of, limit, device)
         remembers = self.policy.body.remembers
         length = config.sequence + config.n_step - 1
         self.experience = config.store.replayed(
@@ -170,66 +178,62 @@ class MADDPGLearner:
 
     def update(self, batch: Workspace) -> Metrics:
         """Learns from one batch: the critics, then, when it is their turn, the policies and the target networks."""
-        config, taken = self.config, self._taken(batch)
+        config, taken = self.config, None if self.config.compile else self._taken(batch)
         if config.reward == "common":
-            refuse_unequal(batch["reward"], batch.mask & taken.counted, self.team.agents)
-        errors = self.errors(batch, taken)
-        loss, metrics = self._weighed(errors, batch["weight"])
-        parts = {"critic": (self.critics, self.critics.slots.count)}
-        metrics |= descended(loss, self.critic_optimiser, parts, config.max_grad_norm, batch)
-        if config.store.alpha:
-            self.experience.prioritise(batch, masked_mean(errors.td.abs().mean(-2), errors.mask, (0, 2)))
+            refuse_unequal(batch["reward"], batch.mask & self._counted(batch), self.team.agents)
+        valued = self.critic_descent(batch, taken, self._noise(batch, config.target_noise))
+        metrics = valued.watched
+        self.experience.prioritise(batch, valued.told)
         self.updates += 1
         if self.updates % config.policy_delay == 0:
-            loss, found = self.policy_loss(batch, taken)
-            parts = {"policy": (self.policy, self.policy.slots.count)}
-            metrics |= found | descended(loss, self.optimiser, parts, config.max_grad_norm, batch)
+            metrics |= self.descent(batch, taken, self._noise(batch)).watched
             self._follow(config.tau)
         self.policy.observe(batch)
-        self.critics.observe(taken.inputs, taken.valued.squeeze(-1))
+        self.critics.observe(self._at(batch, slice(0, batch.time)), self._valued(batch).squeeze(-1))
         self._explore(self.experience.env_steps)
         return metrics | {"noise": torch.tensor(self.policy.rate, dtype=torch.float64)}
 
     def _taken(self, batch: Workspace) -> Taken:
         inputs = self._at(batch, slice(0, batch.time))
         codes = self.codes.of_actions(batch["action"])
+        return Taken(inputs, codes, self.critics.joint(inputs, codes), self._counted(batch), self._valued(batch))
+
+    def _counted(self, batch: Workspace) -> Bool[Tensor, "time env 1"]:
+        """The steps to learn from: not padding, nor what fills a memory, nor what only completes n-step returns."""
         counted = batch["counted"]
         if self.config.n_step > 1:  # the last steps only complete the returns of those before
             counted = counted & (counted.cumsum(0) <= self.config.sequence)
-        counted = counted.unsqueeze(-1)
-        valued = counted & batch.mask.any(-1, keepdim=True)
-        return Taken(inputs, codes, self.critics.joint(inputs, codes), counted, valued)
+        return counted.unsqueeze(-1)
+
+    def _valued(self, batch: Workspace) -> Bool[Tensor, "time env 1"]:
+        """Those of them at which somebody was there."""
+        return self._counted(batch) & batch.mask.any(-1, keepdim=True)
 
     def _explore(self, env_steps: int) -> None:
         self.env_steps = env_steps
         self.policy.rate, self.policy.is_random = self.config.noise.size(env_steps), False
 
-    def targets(self, batch: Workspace) -> Float[Tensor, "time env agent"]:
+    def targets(self, batch: Workspace, noise: Tensor | None = None) -> Float[Tensor, "time env agent"]:
         """y_i = r_i + gamma d_i min_k Q'_ki(x', a'), where a' = clip(mu'(o') + clip(N(0, sigma^2), -c, c), -1, 1).
 
         x' is what really followed, at a time limit too. Of choices a' is a draw of mu'. n_step makes longer returns.
-        Source: Lowe et al. 2017, equation 6; Fujimoto et al. 2018, equations 10 and 14.
+        What is drawn for a' can be given. Source: Lowe et al. 2017, equation 6; Fujimoto et al. 2018, equations 10, 14.
         """
         then = slice(1, batch.time + 1)
         inputs = self._at(batch, then)
+        noise = self._noise(batch, self.config.target_noise) if noise is None else noise
         with torch.no_grad():
-            scores = self.target_policy.unrolled(batch, then)
-            codes = self.codes.of_scores(scores, inputs, self._smoothing(scores))
+            codes = self.codes.of_scores(self.target_policy.unrolled(batch, then), inputs, noise)
             next_value = self.target_critics(self.target_critics.joint(inputs, codes)).amin(-2)
         reward, discount = self._told(batch)
         return n_step_returns(reward, next_value, discount, batch["cut"], self.config.n_step)
 
-    def _smoothing(self, scores: Tensor) -> Tensor | None:
-        if not self.codes.is_continuous:
-            return self._gumbel(scores)
-        sigma, most = self.config.target_noise, self.config.target_clip
-        if sigma == 0:
+    def _noise(self, batch: Workspace, sigma: float = 0.0) -> Float[Tensor, "time env agent *choices"] | None:
+        """What draws choices, or moves continuous actions; None: nothing does."""
+        if self.codes.is_continuous and sigma == 0:
             return None
-        noise = torch.randn(scores.shape, generator=self.generator, device=scores.device)
-        return noise.mul_(sigma).clamp_(-most, most)
-
-    def _gumbel(self, scores: Tensor) -> Tensor:
-        return gumbel(scores.shape, self.generator, scores.device)
+        noise, most = self.codes.noise((batch.time, batch.envs), self.generator), self.config.target_clip
+        return noise.mul_(sigma).clamp_(-most, most) if self.codes.is_continuous else noise
 
     def _told(self, batch: Workspace) -> tuple[Tensor, Tensor]:
         """Rewards and discounts [time env agent] as they are learned from: a team's last as long as any member does."""
@@ -239,30 +243,33 @@ class MADDPGLearner:
         reward = rewards_of(kind, reward, batch["agent_mask"][: batch.time], self.experience.earned)
         return reward.expand_as(discount), self.config.gamma * discount
 
-    def errors(self, batch: Workspace, taken: Taken) -> Errors:
+    def errors(self, batch: Workspace, taken: Taken | None = None, noise: Tensor | None = None) -> Errors:
         """Q_ki(x, a) and its target, for every critic of every agent: a dead member's goes on while its team does."""
-        return Errors(self.critics(taken.joint), self.targets(batch), taken.valued)
+        taken = taken or self._taken(batch)
+        return Errors(self.critics(taken.joint), self.targets(batch, noise), taken.valued)
 
-    def critic_loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
-        """L = mean_i sum_k w (Q_ki(x, a) - y_i)^2 over the steps of living teams, and what to watch."""
-        return self._weighed(self.errors(batch, self._taken(batch)), batch["weight"])
-
-    def _weighed(self, errors: Errors, weight: Float[Tensor, "env"]) -> tuple[Tensor, Metrics]:
-        td = errors.td
-        loss = weight.unsqueeze(-1) * td.square().sum(-2)
-        watched = torch.stack((loss, td.detach().abs().mean(-2), errors.q.detach().mean(-2), errors.target))
-        means = masked_mean(watched, errors.mask, (1, 2, 3)).unbind()
+    def critic_loss(
+        self, batch: Workspace, taken: Taken | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Metrics, Float[Tensor, "env"]]:
+        """L = mean_i sum_k w (Q_ki(x, a) - y_i)^2 over living teams, what to watch, and how far off each draw is."""
+        q, target, mask = errors = self.errors(batch, taken, noise)
+        distance = errors.td.detach().abs().mean(-2)
+        loss = batch["weight"].unsqueeze(-1) * errors.td.square().sum(-2)
+        means = masked_mean(torch.stack((loss, distance, q.detach().mean(-2), target)), mask, (1, 2, 3)).unbind()
         names = ("critic_loss", "td_error_abs", "q_taken_mean", "target_mean")
-        return means[0], {name: mean.detach() for name, mean in zip(names, means, strict=True)}
+        metrics = {name: mean.detach() for name, mean in zip(names, means, strict=True)}
+        return means[0], metrics, masked_mean(distance, mask, (0, 2))
 
-    def policy_loss(self, batch: Workspace, taken: Taken | None = None) -> tuple[Tensor, Metrics]:
+    def policy_loss(
+        self, batch: Workspace, taken: Taken | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
         """L = mean_i -Q_1i(x, a_1 ... mu_i(o_i) ... a_N) + c mean score^2 over agents who chose, and what to watch.
 
-        The others' actions stay those of the batch. Source: Lowe et al. 2017, equation 5.
+        The others' actions stay those of the batch; what draws choices can be given. Source: Lowe et al. 2017, eq. 5.
         """
         taken = taken or self._taken(batch)
         scores = self.policy.unrolled(batch, slice(0, batch.time))
-        own = self.codes.of_scores(scores, taken.inputs, None if self.codes.is_continuous else self._gumbel(scores))
+        own = self.codes.of_scores(scores, taken.inputs, self._noise(batch) if noise is None else noise)
         q = self.judge.replaced(taken.joint, (own - taken.codes) * taken.inputs["agent_mask"].unsqueeze(-1))
         size = (scores.square() * self.codes.share).flatten(3).sum(-1)
         loss = masked_mean(self.config.regularisation * size - q, batch.decided & taken.counted)

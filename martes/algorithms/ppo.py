@@ -1,6 +1,6 @@
 """Proximal policy optimisation for teams: IPPO (local critics), MAPPO (a central critic); A2C is one epoch, no clip."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -8,11 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from martes.algorithms.descent import Descent, Loss
 from martes.algorithms.learner import Metrics
-from martes.compiling import compiled
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Rollouts
-from martes.data.limits import COUNT, POSITIVE, SHARE, refuse_beyond
+from martes.data.limits import COUNT, POSITIVE, SHARE, EntropyWeight, Passes, StepSize, refuse_beyond
 from martes.errors import NonFiniteError
 from martes.maths.losses import clipped_surrogate, clipped_value_loss, kl_estimate
 from martes.maths.masks import masked_mean, share_of_mean, standardise
@@ -24,7 +24,6 @@ from martes.networks import (
     Network,
     Policy,
     Sharing,
-    clipped_by_slot,
     replay,
 )
 from martes.networks.critics import critic_shape
@@ -39,11 +38,11 @@ class Clipped:
     """Which agents share parameters: all, those of a group, or none."""
     rollout: int = 32
     """Steps of each environment between two updates."""
-    epochs: int = 4
+    epochs: Passes = 4
     """Passes over a rollout."""
     minibatches: int = 4
     """Parts into which each pass is cut; one gradient step for each."""
-    lr: float = 5e-4
+    lr: StepSize = 5e-4
     """Step size of Adam."""
     anneal: bool = False
     """Does the step size fall linearly to 0 over the run?"""
@@ -55,7 +54,7 @@ class Clipped:
     """Half-width of the trust region on the probability ratio; none: the plain policy gradient."""
     value_clip: float | None = 0.2
     """How far a value may move from its recorded one, in deviations of the return; none: freely."""
-    entropy: float = 0.01
+    entropy: EntropyWeight = 0.01
     """Weight of the entropy bonus."""
     value_weight: float = 0.5
     """Weight of the value loss."""
@@ -106,22 +105,18 @@ class PPO(Clipped):
         return PPOLearner(self, ActorCritic(actor, critic), generator)
 
 
-Objective = Callable[[Workspace, Workspace], tuple[Tensor, Metrics]]
-"""(part of a minibatch, whole minibatch) -> (what is descended, what to watch): such as `PPOLearner.loss`."""
-
-
 class PPOLearner:
-    """PPO at work on one team, with any network that acts and writes values; `objective` may stand in for its loss."""
+    """PPO at work on one team, with any network that acts and writes values; `objective` may stand in for its loss:
+    told a part of a minibatch and the whole, it tells what is descended and what to watch."""
 
     def __init__(
         self,
         config: Clipped,
         policy: ActorCritic | AutoregressiveTeam,
         generator: torch.Generator,
-        objective: Objective | None = None,
+        objective: Loss | None = None,
     ) -> None:
         self.config = config
-        self.objective = objective or self.loss
         self.generator = generator
         self.policy = policy.to(generator.device)
         self.experience = Rollouts(config.rollout)
@@ -130,9 +125,14 @@ class PPOLearner:
         self.progress = 0.0
         self.by: Literal["row", "step"] = "row" if self.policy.initial_memory(1) != () else "step"
         if config.compile:
-            for name in self.policy.hot:
-                setattr(self.policy, name, compiled(getattr(self.policy, name), generator.device, is_small=True))
-            self.objective = compiled(self.objective, generator.device)
+            self.policy.compile_acting(generator.device)
+        self.descent = Descent(
+            objective or self.loss,
+            self.optimiser,
+            self.policy.clipped_together(),
+            config.max_grad_norm,
+            generator.device if config.compile else None,
+        )
 
     @property
     def fields(self) -> Mapping[str, Field]:
@@ -216,22 +216,10 @@ class PPOLearner:
         return loss, {"loss": loss.detach()} | {name: metric.detach() for name, metric in metrics.items()}
 
     def _descend(self, batch: Workspace) -> Metrics:
-        self.optimiser.zero_grad(set_to_none=True)
-        several = self.config.accumulate > 1
-        parts = batch.minibatches(self.config.accumulate, self.by, self.generator) if several else (batch,)
-        metrics: Metrics = {}
-        for part in parts:
-            loss, seen = self.objective(part, batch)
-            loss.backward()
-            metrics = {name: metric + metrics.get(name, 0.0) for name, metric in seen.items()}
-        norms = {
-            f"{name}_grad_norm": clipped_by_slot(module.parameters(), slots, self.config.max_grad_norm).max()
-            for name, (module, slots) in self.policy.clipped_together().items()
-        }
-        if not all(bool(number.isfinite()) for number in (metrics["loss"], *norms.values())):
-            raise NonFiniteError("the loss or its gradient is not finite", batch)
-        self.optimiser.step()
-        return metrics | norms
+        if self.config.accumulate == 1:
+            return self.descent(batch, batch).watched
+        parts = batch.minibatches(self.config.accumulate, self.by, self.generator)
+        return self.descent.summed([(part, batch) for part in parts], batch).watched
 
     def _annealed(self) -> float:
         """The step size now: lr, or lr (1 - progress) and never below 0."""

@@ -3,25 +3,25 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
-from math import isfinite
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from martes.algorithms.descent import Descent
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import OPTIMISERS, Store
 from martes.algorithms.qtran import consistency
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, TeamSpec, Workspace
 from martes.data.experience import Episodes, Transitions
-from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
-from martes.errors import NonFiniteError
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, BatchSize, StepSize, UpdateRatio, refuse, refuse_beyond
+from martes.maths.losses import huber
 from martes.maths.masks import masked_mean
 from martes.maths.returns import lambda_returns, n_step_returns
 from martes.maths.statistics import empty_moments
-from martes.networks import Network, Sharing, clipped_by_slot
+from martes.networks import Network, Sharing
 from martes.networks.growth import Parts
 from martes.networks.mixers import Joint, JointValue, Kind, Mixing, TeamValues, mixer_of
 from martes.networks.q_values import AgentForm, Exploration, ValuePolicy
@@ -64,11 +64,11 @@ class QLearning:
     """Weight of long returns in the target: 0 is n-step, 1 is Monte Carlo."""
     rollout: int = 10
     """Steps of each environment between two looks at which updates are due."""
-    ratio: float = 0.02
+    ratio: UpdateRatio = 0.02
     """Gradient steps for each environment step, however many environments there are."""
     warmup: int = 0
     """Environment steps before learning starts; it also waits until a batch is there."""
-    batch: int = 32
+    batch: BatchSize = 32
     """Episodes, or sequences, of one gradient step."""
     sequence: int | None = None
     """Steps to learn from in each sequence of a batch; none: whole episodes."""
@@ -82,12 +82,16 @@ class QLearning:
     """Share of the way that the target networks go at every gradient step instead; none: whole copies."""
     optimiser: Literal["adam", "rmsprop"] = "adam"
     """What takes the gradient steps."""
-    lr: float = 5e-4
+    lr: StepSize = 5e-4
     """Step size."""
     optimiser_eps: float = 1e-5
     """Term that keeps the optimiser's denominator from 0."""
     max_grad_norm: float | None = 10.0
     """Longest gradient of the agents' networks, per slot, and of the mixer; none: any."""
+    huber: float | None = None
+    """Error beyond which the loss grows linearly, as DQN's does beyond 1 (Mnih et al. 2015); none: never."""
+    compile: bool = False
+    """Compile acting, loss and gradient for this machine? Half a minute at the start; for batches of one length."""
 
     def __post_init__(self) -> None:
         refuse_beyond(self, COUNT, "n_step", "rollout", "batch", "target_every")
@@ -96,7 +100,9 @@ class QLearning:
         refuse_beyond(self, SHARE, "gamma", "td_lambda")
         refuse_beyond(self, SHARE, "target_rate", or_none=True)
         refuse_beyond(self, POSITIVE, "lr", "optimiser_eps", "ratio")
-        refuse_beyond(self, POSITIVE, "max_grad_norm", "target_rate", or_none=True)
+        refuse_beyond(self, POSITIVE, "max_grad_norm", "target_rate", "huber", or_none=True)
+        cure = "false, or give sequence: each length of whole episodes would be compiled anew"
+        refuse("algorithm.compile", True, self.compile and self.sequence is None, cure)
         is_both = self.n_step > 1 and self.td_lambda > 0
         refuse("algorithm.n_step", self.n_step, is_both, "1 where td_lambda is above 0")
         alone = self.mixer != "none" and self.reward == "own"
@@ -138,8 +144,12 @@ class QLearner:
         self.online = TeamValues(agents, mixer).to(generator.device)
         self.target = still_copy(self.online)
         self.policy = self.online.agents
-        self._learned = [*self.policy.parameters()], [*self.online.mixer.parameters()]
+        if config.compile:
+            self.policy.compile_acting(generator.device)
         self.optimiser = OPTIMISERS[config.optimiser](self.online.parameters(), config.lr, eps=config.optimiser_eps)
+        parts = {"agents": (self.policy, self.policy.slots.count), "mixer": (self.online.mixer, 1)}
+        device = generator.device if config.compile else None
+        self.descent = Descent(self.judged, self.optimiser, parts, config.max_grad_norm, device)
         self.experience = config.store.replayed(team, self.online.reads, self._drawn(), config, generator)
         self.experience.earned = empty_moments() if config.scale_reward else None
         self.updates = 0
@@ -162,23 +172,12 @@ class QLearner:
         """Learns from one batch; returns what to watch."""
         if self.config.reward == "common":
             refuse_unequal(batch["reward"], batch.mask & self._counted(batch), self.team.agents)
-        errors = self.errors(batch)
-        loss, metrics = self._weighed(errors, batch["weight"])
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        (agents, mixer), limit = self._learned, self.config.max_grad_norm
-        norms = [clipped_by_slot(agents, self.policy.slots.count, limit)]
-        if mixer:
-            norms.append(clipped_by_slot(mixer, 1, limit))
-        norm = torch.cat(norms).square().sum().sqrt()
-        if not isfinite((loss.detach() + norm).item()):
-            raise NonFiniteError("the loss or its gradient is not finite", batch)
-        self.optimiser.step()
-        if self.experience.prioritised is not None:
-            self.experience.prioritise(batch, masked_mean(errors.td.detach().abs(), errors.mask, (0, 2)))
+        stepped = self.descent(batch)
+        norm = torch.cat([*stepped.norms.values()]).square().sum().sqrt()
+        self.experience.prioritise(batch, stepped.told)
         self._move_on(batch)
         rate = "epsilon" if self.config.exploration.kind == "epsilon" else "temperature"
-        return metrics | {"grad_norm": norm, rate: torch.tensor(self.policy.rate, dtype=torch.float64)}
+        return stepped.metrics | {"grad_norm": norm, rate: torch.tensor(self.policy.rate, dtype=torch.float64)}
 
     def _move_on(self, batch: Workspace) -> None:
         """Moves what follows the updates: target networks, statistics of observations, exploration."""
@@ -193,7 +192,16 @@ class QLearner:
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
         """L = mean w (Q(s_t, a_t) - y_t)^2 over the steps that count, and what to watch (Rashid et al. 2018, eq. 6)."""
-        return self._weighed(self.errors(batch), batch["weight"])
+        loss, metrics, *_ = self.judged(batch)
+        return loss, metrics
+
+    def judged(self, batch: Workspace) -> tuple[Tensor, Metrics] | tuple[Tensor, Metrics, Float[Tensor, "env"]]:
+        """The loss and what to watch; and how far off each draw is, where draws go by that."""
+        errors = self.errors(batch)
+        loss, metrics = self._weighed(errors, batch["weight"])
+        if self.experience.prioritised is None:
+            return loss, metrics
+        return loss, metrics, masked_mean(errors.td.detach().abs(), errors.mask, (0, 2))
 
     def errors(self, batch: Workspace) -> Errors:
         """Q(s_t, a_t), of the agents or joined, and its target y_t.
@@ -244,7 +252,7 @@ class QLearner:
 
     def _weighed(self, errors: Errors, weight: Float[Tensor, "env"]) -> tuple[Tensor, Metrics]:
         error, mixing = errors.td, self.config.mixing
-        small = {"td_loss": error.square(), **errors.consistency}
+        small = {"td_loss": huber(error, self.config.huber), **errors.consistency}
         losses = {name: weight.unsqueeze(-1) * each for name, each in small.items()}
         watched = {"td_error_abs": error.abs(), "q_taken_mean": errors.taken, "target_mean": errors.target}
         both = losses | {name: each.detach() for name, each in watched.items()}

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from martes.algorithms.descent import descended, restored, state_of
+from martes.algorithms.descent import Descent, restored, state_of
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import Store
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, Fields, TeamSpec, Workspace
 from martes.data.experience import Finished
-from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse, refuse_beyond
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, EntropyWeight, StepSize, refuse, refuse_beyond
 from martes.maths.masks import masked_mean, standardise
 from martes.maths.returns import reward_to_go
 from martes.networks import Critic, Network, Policy, Sharing
@@ -42,11 +42,11 @@ class Reinforce:
     """Steps of each environment between two looks at how many episodes have ended."""
     store: Store = field(default_factory=lambda: Store(capacity=100_000))
     """Where episodes wait until they are learned from."""
-    lr: float = 1e-3
+    lr: StepSize = 1e-3
     """Step size of Adam."""
     gamma: float = 0.99
     """Discount of the return per step."""
-    entropy: float = 0.01
+    entropy: EntropyWeight = 0.01
     """Weight of the entropy bonus."""
     value_weight: float = 0.5
     """Weight of the critic's loss."""
@@ -90,13 +90,14 @@ class ReinforceLearner:
         chosen = {name: added for name, added in self.policy.fields().items() if name == self.policy.choice}
         schema = config.store.schema(team, tuple(dict.fromkeys(reads))).extended(**chosen)
         self.experience = Finished(schema, config.episodes, config.rollout, config.store.capacity, generator.device)
-        self.clipped: dict[str, tuple[nn.Module, int]] = {"policy": (self.policy, self.policy.slots.count)}
+        clipped: dict[str, tuple[nn.Module, int]] = {"policy": (self.policy, self.policy.slots.count)}
         if self.critic is not None:
-            self.clipped["critic"] = (self.critic, self.critic.body.slots.count)
-        learned = [parameter for module, _ in self.clipped.values() for parameter in module.parameters()]
+            clipped["critic"] = (self.critic, self.critic.body.slots.count)
+        learned = [parameter for module, _ in clipped.values() for parameter in module.parameters()]
         self.optimiser = torch.optim.Adam(learned, config.lr, eps=config.adam_eps, fused=True)
-        modules = {name: module for name, (module, _) in self.clipped.items()}
+        modules = {name: module for name, (module, _) in clipped.items()}
         self.parts: Parts = {**modules, "optimiser": self.optimiser}
+        self.descent = Descent(self.loss, self.optimiser, clipped, config.max_grad_norm)
         self.updates = 0
 
     @property
@@ -111,13 +112,12 @@ class ReinforceLearner:
         target = self.returns(batch)
         if self.critic is not None:
             self.critic.head.rescale(target, batch.mask)
-        loss, metrics = self.loss(batch)
-        norms = descended(loss, self.optimiser, self.clipped, self.config.max_grad_norm, batch)
+        metrics = self.descent(batch).watched
         self.policy.body.observe(self._seen(batch), batch.mask)
         if self.critic is not None:
             self.critic.observe(self._seen(batch))
         self.updates += 1
-        return metrics | norms
+        return metrics
 
     def returns(self, batch: Workspace) -> Float[Tensor, "time env agent"]:
         """G_t = r_t + gamma d_t G_{t+1} up to the end of the episode; nothing is added where a time limit cuts it."""

@@ -15,7 +15,7 @@ from martes.networks import Chain, Network, TemporalModule
 from martes.networks.autoregressive import TurnShape
 from martes.networks.growth import Parts, transfer
 from martes.networks.mixers import Mixing
-from martes.networks.stacked import StackedLinear, StackedNorm
+from martes.networks.stacked import StackedLinear, StackedNorm, undrawn
 
 WIDTHS = ("hidden", "added", "channels", "memory_size", "feed_forward_size", "hypernet")
 """The fields of networks that may grow without moving any output."""
@@ -60,7 +60,8 @@ class Resizing:
         """
         if not self.accepts_change:
             self._refuse_inexact()
-        was = self.old.learner(self.team, torch.Generator(generator.device).manual_seed(0))
+        with undrawn():
+            was = self.old.learner(self.team, torch.Generator(generator.device).manual_seed(0))
         was.load_state_dict(dict(state))
         now = self.new.learner(self.team, generator)
         known, parts = parts_of(was), parts_of(now)

@@ -7,16 +7,17 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.optim import Adam
 
-from martes.algorithms.descent import descended, restored, state_of
+from martes.algorithms.descent import Descent, restored, state_of
 from martes.algorithms.learner import Metrics
 from martes.algorithms.off_policy import Store
 from martes.algorithms.rewards import Reward, refuse_unequal, rewards_of
 from martes.data import Field, MultiDiscrete, TeamSpec, Workspace
 from martes.data.experience import Transitions
-from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, refuse_beyond
+from martes.data.limits import COUNT, NATURAL, POSITIVE, SHARE, BatchSize, StepSize, UpdateRatio, refuse_beyond
 from martes.errors import ConfigError
-from martes.maths.distributions import Categorical, SquashedGaussian, gumbel
+from martes.maths.distributions import Categorical, SquashedGaussian
 from martes.maths.masks import masked_mean
 from martes.maths.returns import n_step_returns
 from martes.networks import Network, Policy, Sharing
@@ -50,11 +51,11 @@ class SAC:
     """Nats that are asked for each real number of an action, where its range is [-1, 1]."""
     choice_entropy: float = 0.3
     """Share of the highest entropy (that of a draw among all legal actions) that is asked of choices."""
-    lr: float = 1e-3
+    lr: StepSize = 1e-3
     """Step size of the policies' Adam."""
-    critic_lr: float = 1e-3
+    critic_lr: StepSize = 1e-3
     """Step size of the critics' Adam."""
-    temperature_lr: float = 1e-3
+    temperature_lr: StepSize = 1e-3
     """Step size of the temperatures' Adam."""
     gamma: float = 0.99
     """Discount of the return per step."""
@@ -64,7 +65,7 @@ class SAC:
     """Rewards in a target before it bootstraps."""
     reward: Reward = "own"
     """What is learned from: each agent's own reward; one for all, refused where they differ; its mean or sum."""
-    ratio: float = 0.25
+    ratio: UpdateRatio = 0.25
     """Updates for each environment step, however many environments there are."""
     rollout: int = 1
     """Steps of each environment between two looks at which updates are due."""
@@ -72,7 +73,7 @@ class SAC:
     """Environment steps before learning starts; it also waits until a batch is there."""
     burn_in: int = 16
     """Steps before those to learn from that only fill the memory of policies that have one."""
-    batch: int = 256
+    batch: BatchSize = 256
     """Steps of one update."""
     store: Store = field(default_factory=Store)
     """What is kept of the past, and which of it is drawn."""
@@ -80,6 +81,8 @@ class SAC:
     """Longest gradient of policies and of critics, per slot; none: any."""
     adam_eps: float = 1e-8
     """Term that keeps Adam's denominator from 0."""
+    compile: bool = False
+    """Compile the losses and their gradients for this machine? Half a minute at the start, then faster."""
 
     def __post_init__(self) -> None:
         refuse_beyond(self, SHARE, "gamma", "tau", "choice_entropy")
@@ -111,8 +114,6 @@ class Drawn(NamedTuple):
 class SACLearner:
     """Soft actor-critic at work on one team."""
 
-    slot: Tensor
-
     def __init__(self, config: SAC, team: TeamSpec, generator: torch.Generator) -> None:
         if team.action_kind is MultiDiscrete:
             raise ConfigError("sac takes real-valued actions or one choice an agent, not several at once: take mappo")
@@ -126,11 +127,14 @@ class SACLearner:
         self.slots = slot_of_agents(team, config.sharing)
         start = torch.full((self.policy.slots.count,), config.temperature, device=device)
         self.log_temperature = nn.ParameterList([nn.Parameter(start.log())])
-        self.optimiser = torch.optim.Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
-        self.critic_optimiser = torch.optim.Adam(
-            self.critics.parameters(), config.critic_lr, eps=config.adam_eps, fused=True
-        )
-        self.temperature_optimiser = torch.optim.Adam(self.log_temperature.parameters(), config.temperature_lr)
+        self.optimiser = Adam(self.policy.parameters(), config.lr, eps=config.adam_eps, fused=True)
+        self.critic_optimiser = Adam(self.critics.parameters(), config.critic_lr, eps=config.adam_eps, fused=True)
+        self.temperature_optimiser = Adam(self.log_temperature.parameters(), config.temperature_lr)
+        of = {"policy": (self.policy, self.policy.slots.count)}, {"critic": (self.critics, self.critics.slot_count)}
+        how = config.max_grad_norm, device if config.compile else None
+        self.descent = Descent(self.policy_loss, self.optimiser, of[0], *how)
+        self.critic_descent = Descent(self.critic_loss, self.critic_optimiser, of[1], *how)
+        self.temperature_descent = Descent(self.temperature_loss, self.temperature_optimiser, {}, None)
         burn_in = config.burn_in if self.policy.initial_memory(1) != () else 0
         reads = tuple(dict.fromkeys((*self.policy.reads, *self.critics.reads)))
         drawn = Transitions(config.batch, config.n_step, burn_in)
@@ -152,35 +156,33 @@ class SACLearner:
         config = self.config
         if config.reward == "common":
             refuse_unequal(batch["reward"], batch.mask & self._counted(batch), self.team.agents)
-        drawn = self.drawn(batch)
-        loss, metrics, error = self.critic_loss(batch, drawn)
-        parts = {"critic": (self.critics, self.critics.slot_count)}
-        metrics |= descended(loss, self.critic_optimiser, parts, config.max_grad_norm, batch)
-        self.experience.prioritise(batch, error)
-        loss, found = self.policy_loss(batch, drawn)
-        parts = {"policy": (self.policy, self.policy.slots.count)}
-        metrics |= found | descended(loss, self.optimiser, parts, config.max_grad_norm, batch)
+        noise = self.codes.noise((batch.time + 1, batch.envs), self.generator)
+        drawn = noise if config.compile else self.drawn(batch, noise)  # compiled, each loss makes of it what it needs
+        valued = self.critic_descent(batch, drawn)
+        self.experience.prioritise(batch, valued.told)
+        climbed = self.descent(batch, drawn)
         if config.tuned:
-            loss = self.temperature_loss(batch, drawn)
-            descended(loss, self.temperature_optimiser, {"temperature": (self.log_temperature, 1)}, None, batch)
+            self.temperature_descent(batch, climbed.told)
         follow(self.target_critics, self.critics, config.tau)
         self._observe(batch)
         self.updates += 1
-        return metrics | {"temperature": self.temperature.mean()}
+        return valued.watched | climbed.watched | {"temperature": self.temperature.mean()}
 
-    def drawn(self, batch: Workspace) -> Drawn:
+    def drawn(self, batch: Workspace, noise: Drawn | Tensor | None = None) -> Drawn:
         """What the policies would do at each step of a batch and at what followed; memory is fresh before it."""
+        if isinstance(noise, Drawn):
+            return noise
+        noise = self.codes.noise((batch.time + 1, batch.envs), self.generator) if noise is None else noise
         inputs: Inputs = {name: batch[name] for name in self.policy.reads}
         features, _ = self.policy.body.sequence(inputs, self.policy.initial_memory(batch.envs), batch["start"])
         pi = self.policy.distribution(features, inputs)
         if isinstance(pi, SquashedGaussian):
-            noise = torch.randn(pi.mean.shape, generator=self.generator, device=batch.device)
             sample = pi.sample(noise)
             codes, log_prob, probs = sample.tanh() * self.codes.legal, pi.log_prob(sample), None
         else:
             assert isinstance(pi, Categorical)
             probs = pi.log_probs.exp()
-            codes = self.codes.of_actions(pi.sample(gumbel(probs.shape, self.generator, batch.device)))
+            codes = self.codes.of_actions(pi.sample(noise))
             # 0 log 0 = 0, in the gradient too: log 0 is so low that a temperature above 1 would make it infinite.
             log_prob = (probs * pi.log_probs.masked_fill(probs == 0, 0.0)).sum(-1)
         if "forced" in inputs:
@@ -207,50 +209,50 @@ class SACLearner:
         reward, discount, kind = batch["reward"], batch["discount"], self.config.reward
         then = slice(1, batch.time + 1)
         with torch.no_grad():
-            next_drawn = drawn.rows(then)
-            next_value = self.soft_values(self.target_critics, self._at(batch, then), next_drawn, next_drawn.codes)
+            done = drawn.rows(then)
+            next_value = self.soft_values(self.target_critics, self._at(batch, then), done, done.codes)
         if kind != "own":
             discount = discount.amax(-1, keepdim=True).expand_as(discount)
         paid = rewards_of(kind, reward, batch["agent_mask"][: batch.time]).expand_as(discount)
         return n_step_returns(paid, next_value, self.config.gamma * discount, batch["cut"], self.config.n_step)
 
-    def critic_loss(self, batch: Workspace, drawn: Drawn) -> tuple[Tensor, Metrics, Float[Tensor, "env"]]:
+    def critic_loss(self, batch: Workspace, drawn: Drawn | Tensor) -> tuple[Tensor, Metrics, Float[Tensor, "env"]]:
         """L = mean_i sum_k w (Q_ki(x, a) - y_i)^2 over living teams, what to watch, and each draw's error."""
-        target, mask = self.targets(batch, drawn), batch.mask.any(-1, keepdim=True) & self._counted(batch)
+        target = self.targets(batch, self.drawn(batch, drawn))
+        mask = batch.mask.any(-1, keepdim=True) & self._counted(batch)
         q = self.critics(self._at(batch, slice(0, batch.time)), self.codes.of_actions(batch["action"]))
         error = q - target
         loss = masked_mean(batch["weight"].unsqueeze(-1) * error.square().sum(0), mask)
         distance = error.detach().abs().mean(0)
         metrics = {
-            "critic_loss": loss.detach(),
+            "critic_loss": loss,
             "td_error_abs": masked_mean(distance, mask),
             "q_taken_mean": masked_mean(q.detach().mean(0), mask),
         }
         return loss, metrics, masked_mean(distance, mask, (0, 2))
 
-    def policy_loss(self, batch: Workspace, drawn: Drawn) -> tuple[Tensor, Metrics]:
+    def policy_loss(self, batch: Workspace, drawn: Drawn | Tensor) -> tuple[Tensor, Metrics, Tensor]:
         """L = mean_i E[alpha_i log pi_i(a_i) - min_k Q_ki(x, a_1 ... a_i ... a_N)] over agents who chose.
 
         The others' actions are those of the batch. Source: Haarnoja et al. 2018b, equation 9; of choices, over all of
         them: Christodoulou 2019, equation 12.
         """
         now = slice(0, batch.time)
-        own, taken, mask = drawn.rows(now), self.codes.of_actions(batch["action"]), batch.decided & self._counted(batch)
-        self.critics.requires_grad_(False)  # the policies climb; what they climb stays
-        climbed = self.soft_values(self.critics, self._at(batch, now), own, taken)
-        self.critics.requires_grad_(True)
-        loss = -masked_mean(climbed, mask)
-        return loss, {"policy_loss": loss.detach(), "entropy": -masked_mean(own.log_prob.detach(), mask)}
+        own, taken = self.drawn(batch, drawn).rows(now), self.codes.of_actions(batch["action"])
+        mask = batch.decided & self._counted(batch)
+        loss = -masked_mean(self.soft_values(self.critics, self._at(batch, now), own, taken), mask)
+        watched = {"policy_loss": loss, "entropy": -masked_mean(own.log_prob.detach(), mask)}
+        return loss, watched, own.log_prob
 
-    def temperature_loss(self, batch: Workspace, drawn: Drawn) -> Tensor:
+    def temperature_loss(self, batch: Workspace, log_prob: Tensor) -> tuple[Tensor, Metrics]:
         """L = -mean_i log alpha_i (log pi_i + H) over agents who chose, H what is asked.
 
         log alpha stands for alpha: its gradient does not fade where alpha is small.
         Source: Haarnoja et al. 2018b, equation 18.
         """
         log_temperature = self.log_temperature[0][list(self.slots)]
-        lack = self.asked_entropy(batch) + drawn.log_prob[: batch.time].detach()
-        return -masked_mean(log_temperature * lack, batch.decided & self._counted(batch))
+        lack = self.asked_entropy(batch) + log_prob
+        return -masked_mean(log_temperature * lack, batch.decided & self._counted(batch)), {}
 
     def asked_entropy(self, batch: Workspace) -> Float[Tensor, "time env agent"]:
         """H of each agent at each step, in nats: more where its box is wider, or more actions are legal."""
@@ -264,11 +266,10 @@ class SACLearner:
 
     def _observe(self, batch: Workspace) -> None:
         """Moves the statistics of observations by the steps that count."""
-        now = self._at(batch, slice(0, batch.time))
         counted = batch["counted"]
         inputs = {name: batch[name][: batch.time] for name in self.policy.reads}
         self.policy.body.observe(inputs, batch.mask & counted.unsqueeze(-1))
-        self.critics.observe(now, batch.mask.any(-1) & counted)
+        self.critics.observe(self._at(batch, slice(0, batch.time)), batch.mask.any(-1) & counted)
 
     def _at(self, batch: Workspace, rows: slice) -> Inputs:
         return {name: batch[name][rows] for name in (*self.critics.reads, "agent_mask")}

@@ -66,12 +66,18 @@ _REPLAYED = MADDPG(
     warmup=1000,
     store=Store(capacity=100_000),
 )
+_MATD3 = replace(_REPLAYED, twin_critics=True, policy_delay=2, target_noise=0.2)
+_IPPO = PPO(
+    critic="local", sharing="group", network=_NETWORK, rollout=ROLLOUT, minibatches=ROLLOUT * COPIES // 128, lr=1e-4
+)
+COMPILED = ", compiled"
 ALGORITHMS: dict[str, Algorithm] = {
     "MADDPG": _REPLAYED,
-    "MATD3": replace(_REPLAYED, twin_critics=True, policy_delay=2, target_noise=0.2),
-    "IPPO": PPO(
-        critic="local", sharing="group", network=_NETWORK, rollout=ROLLOUT, minibatches=ROLLOUT * COPIES // 128, lr=1e-4
-    ),
+    f"MADDPG{COMPILED}": replace(_REPLAYED, compile=True),
+    "MATD3": _MATD3,
+    f"MATD3{COMPILED}": replace(_MATD3, compile=True),
+    "IPPO": _IPPO,
+    f"IPPO{COMPILED}": replace(_IPPO, compile=True),
 }
 _EVOLUTION = Evolution(
     mutation=Chances(none=0.2, hyperparameter=0.2, parameters=0.2, architecture=0.2),
@@ -179,7 +185,7 @@ def measured(python: Path | None, repeats: int) -> tuple[tuple[Beside, ...], str
         assert isinstance(counts, dict)
         for name in ALGORITHMS:
             pair = {each: envs[each] for each in (plain, TENSORS)}
-            lines += beside(name, peer, pair, floors, repeats, counts[name])
+            lines += beside(name, peer, pair, floors, repeats, counts[name.removesuffix(COMPILED)])
         for name in (plain, TENSORS):
             site = opened.enter_context(closing(Site()))
             found = rates(
@@ -204,7 +210,8 @@ def beside(
         each: Run(ALGORITHMS[name].learner(env.team, torch.Generator().manual_seed(0)), env)
         for each, env in envs.items()
     }
-    found = rates({THERE: peer.side(f"train {name}")} | {each: run.go_on for each, run in runs.items()}, repeats)
+    known = name.removesuffix(COMPILED)
+    found = rates({THERE: peer.side(f"train {known}")} | {each: run.go_on for each, run in runs.items()}, repeats)
     theirs = tuple(found[THERE])
     lines = list[Beside]()
     for each in envs:
@@ -212,11 +219,11 @@ def beside(
         goal = None if each == TENSORS else 3.0
         lines.append(Beside(f"{name}, training, here {each}", theirs, tuple(found[each]), goal, note=shares))
     learner = runs[TENSORS].learner
-    found = rates({THERE: peer.side(f"update {name}"), "": runs[TENSORS].update}, repeats)
+    found = rates({THERE: peer.side(f"update {known}"), "": runs[TENSORS].update}, repeats)
     updates = (tuple(found[THERE]), tuple(found[""]))
     told = " + ".join(f"{count:,}" for count in counts), " + ".join(f"{count:,}" for count in parameters(learner))
     note = f"parameters of policies + critics: {told[0]} there, {told[1]} here"
-    size = f"{ROLLOUT * COPIES:,} env-steps" if name == "IPPO" else "a batch of 32"
+    size = f"{ROLLOUT * COPIES:,} env-steps" if known == "IPPO" else "a batch of 32"
     return [*lines, Beside(f"{name}, an update, {size}", *updates, 8.0, is_time=True, note=note)]
 
 

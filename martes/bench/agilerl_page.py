@@ -22,7 +22,8 @@ Policies have layers of 32, 32, 64, 32 with normalised features, critics of join
 its policies. A population of 4 lives in generations of 2,400 env-steps each, all members' counted; ours play a test
 episode in each environment at its end, AgileRL's one step; parameters are not mutated there, which fails in AgileRL
 2.58.0 once layers have changed. The original environment is hosted here as was faster just before: in this process, or
-in two.
+in two. Compiled: with `algorithm.compile=true`, half a minute of compiling before all that is measured; a population
+is not, since each new shape of a network would be compiled anew.
 """
 _BUSY = 0.5
 """Processes at work beside a measurement from which on it is told to be rough."""

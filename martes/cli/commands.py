@@ -20,6 +20,26 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, FlagCreatePairsOff]
 RunPlace = Annotated[Positional[Path], arg(metavar="RUN")]
+Step = Annotated[
+    int | None,
+    arg(
+        metavar="N",
+        help="Take the checkpoint that was saved nearest to so many environment steps.",
+        help_behavior_hint="(default: the newest)",
+    ),
+]
+Against = Annotated[
+    str | None,
+    arg(
+        metavar="RUN",
+        help="Who plays the agents --agents in its place: another run, or random.",
+        help_behavior_hint="",
+    ),
+]
+Agents = Annotated[
+    tuple[str, ...],
+    arg(metavar="NAME...", help="Whom --against plays; else all of that run's own team.", help_behavior_hint=""),
+]
 
 
 @dataclass(frozen=True)
@@ -29,7 +49,7 @@ class Train:
     preset: Annotated[Positional[str | None], arg(metavar="[PRESET]", help_behavior_hint=f"(default: {DEFAULT})")] = (
         None
     )
-    """<algorithm>/<task>, as `martes list presets` shows; else rec-sable/lbf-8x8-2p-2f-coop."""
+    """<algorithm>/<task>, as `martes list presets` shows."""
     steps: Annotated[str | None, arg(metavar="N", help_behavior_hint="")] = None
     """Environment steps; short for --training.steps."""
     seed: Annotated[str | None, arg(metavar="S", help_behavior_hint="")] = None
@@ -76,16 +96,13 @@ class Evaluate:
     """Run folder, or one of its checkpoints."""
     episodes: int = 100
     """Test episodes."""
-    step: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the newest)")] = None
-    """Take the checkpoint that was saved nearest to so many environment steps."""
+    step: Step = None
     save_replay: Flag = False
     """Let the game save its own replay (StarCraft II does), of one copy that plays every episode."""
     record: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Write the episodes to a data set (.safetensors, or .h5), to learn from: training.data=FILE."""
-    against: Annotated[str | None, arg(metavar="RUN", help_behavior_hint="")] = None
-    """Who plays the agents --agents in its place: another run, or random."""
-    agents: Annotated[tuple[str, ...], arg(metavar="NAME...", help_behavior_hint="")] = ()
-    """Whom --against plays; else all of that run's own team."""
+    against: Against = None
+    agents: Agents = ()
     greedy: Flag = False
     """Take the most probable action. Without this or --sample: as in the run's own evaluations."""
     sample: Flag = False
@@ -97,17 +114,17 @@ class Evaluate:
 
     def __call__(self) -> int:
         """Prints a table of returns."""
-        from martes import api
-        from martes.envs.single import save_replay
+        from martes.envs.single import is_recording, save_replay
+        from martes.training.data_sets import refuse_unwritable
 
-        if self.agents and self.against is None:
-            raise ConfigError("--agents names whom --against plays: give both")
-        guest = None if self.against is None else api.Guest(self.against, self.agents)
-        place = self.run if self.step is None else api.saved_near(self.run, self.step)
-        copies = 1 if self.save_replay else max(min(self.episodes, 64), 1)
-        found = api.restored(place, copies, self.device, guest)
+        if self.record is not None:
+            refuse_unwritable(self.record)
+        found = _restored(self, 1 if self.save_replay else max(min(self.episodes, 64), 1))
         with closing(found.env):
-            greedy = _is_greedy(self.greedy, self.sample, found.experiment.evaluation.greedy)
+            if self.save_replay and not is_recording(found.env):
+                task = found.experiment.env.factory or found.experiment.env.name
+                raise EnvError(f"{task} records no replay of its own: martes play {self.run} draws a GIF")
+            greedy = _is_greedy(self, found.experiment)
             self._show(found, self._scored(found, greedy), greedy)
             if self.save_replay:
                 save_replay(found.env)
@@ -151,6 +168,9 @@ class Play:
     """Name of the film, ending with .gif or .mp4."""
     episodes: int = 3
     """Episodes; of a task without an end, 200 steps each."""
+    step: Step = None
+    against: Against = None
+    agents: Agents = ()
     greedy: Flag = False
     """Take the most probable action. Without this or --sample: as in the run's own evaluations."""
     sample: Flag = False
@@ -159,6 +179,8 @@ class Play:
     """Seed of the episodes."""
     window: bool = True
     """Open a window, where there is a display."""
+    device: str = "cpu"
+    """Where to compute."""
 
     def __call__(self) -> int:
         """Writes the film, and shows it."""
@@ -167,8 +189,9 @@ class Play:
         folder, _ = api.located(self.run)
         film = self.output or folder.replay
         report.film_writer(film)  # refuses it now, not after the play
-        greedy = _is_greedy(self.greedy, self.sample, api.experiment_of(folder).evaluation.greedy)
-        frames = api.frames_of(self.run, self.episodes, greedy, self.seed)
+        found = _restored(self)
+        with closing(found.env):
+            frames = api.filmed(found, self.episodes, _is_greedy(self, found.experiment), self.seed)
         print(f"replay: {report.save_replay(frames, film)}")
         if self.window and report.has_display():
             report.show_replay(frames, str(self.run))
@@ -272,7 +295,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Report:
-    """Compare runs: learning curves with intervals as a picture, and a table in Markdown."""
+    """Compare runs: learning curves with intervals as a picture, tables in Markdown, interquartile means over tasks."""
 
     runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN...")] = (Path("runs"),)
     """Run folders, or folders with runs below them."""
@@ -291,6 +314,10 @@ class Report:
         chance = api.chances(records) if self.random and self.metric == "evaluation/return" else {}
         picture = report.learning_curve(records, self.output, chance, self.metric)
         print(report.results_table(records, chance, self.metric))
+        if (found := report.over_tasks(records, chance, self.metric)) is not None:
+            print(report.table_over_tasks(found))
+            pooled = picture.with_stem(f"{picture.stem}-over-tasks")
+            print(f"interquartile means: {report.picture_over_tasks(found, pooled)}")
         print(f"learning curves: {picture}")
         return 0
 
@@ -337,7 +364,18 @@ def composed(preset: str, file: Path | None, changes: list[tuple[str, object]]) 
     return experiment.changed(changes)
 
 
-def _is_greedy(greedy: bool, sample: bool, usual: bool) -> bool:
-    if greedy and sample:
+def _restored(asked: Evaluate | Play, copies: int = 1) -> "Restored":
+    """The policy of the checkpoint that is asked for and its task, the guest in its seats."""
+    from martes import api
+
+    if asked.agents and asked.against is None:
+        raise ConfigError("--agents names whom --against plays: give both")
+    guest = None if asked.against is None else api.Guest(asked.against, asked.agents)
+    place = asked.run if asked.step is None else api.saved_near(asked.run, asked.step)
+    return api.restored(place, copies, asked.device, guest)
+
+
+def _is_greedy(asked: Evaluate | Play, experiment: "Experiment") -> bool:
+    if asked.greedy and asked.sample:
         raise ConfigError("--greedy and --sample exclude each other: give one of them")
-    return greedy or (usual and not sample)
+    return asked.greedy or (experiment.evaluation.greedy and not asked.sample)

@@ -25,7 +25,7 @@ class Evolve:
     preset: Annotated[Positional[str | None], arg(metavar="[PRESET]", help_behavior_hint=f"(default: {DEFAULT})")] = (
         None
     )
-    """<algorithm>/<task>, as `martes list presets` shows; else rec-sable/lbf-8x8-2p-2f-coop."""
+    """<algorithm>/<task>, as `martes list presets` shows."""
     population: Annotated[str | None, arg(metavar="N", help_behavior_hint="(default: 4)")] = None
     """Members; short for --evolution.population."""
     steps: Count = None

@@ -1,6 +1,8 @@
 """Arrays that somebody hands over, read with care: a misfit is told by the argument's name, with what it should be."""
 
-from typing import TypeGuard
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import SupportsIndex, TypeGuard
 
 import numpy as np
 import torch
@@ -25,6 +27,39 @@ def refuse(name: str, wrong: Tensor, value: Tensor, cure: str) -> None:
         raise ArgumentError(f"{name} is {value[place].item()} at {list(place)}: it must be {cure}")
 
 
+def count(name: str, value: object) -> int:
+    """The number, 1 or more. Raises ArgumentError for anything else."""
+    if not isinstance(value, SupportsIndex) or isinstance(value, bool) or value.__index__() < 1:
+        raise ArgumentError(f"{name} is {value}: it must be an integer >= 1")
+    return value.__index__()
+
+
+def number(name: str, value: object) -> Tensor:
+    """The number as a tensor [] without gradient. Raises ArgumentError where it is not one number."""
+    try:
+        return torch.as_tensor(value).detach().float().reshape(())
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"{name} is {value!r}: it must be one number") from error
+
+
+def plain(value: object) -> object:
+    """The value, with NumPy's numbers as Python's own, in dicts and lists too: `Discrete.n` of Gymnasium, means."""
+    if _is_scalar(value):
+        return value.item()
+    if _is_mapping(value):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if _is_list(value) else value
+
+
+@contextmanager
+def placing(device: object) -> Generator[None, None, None]:
+    """For what is placed on a device inside: raises ArgumentError where there is none of this name."""
+    try:
+        yield
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ArgumentError(f"device is {device!r}, which is not at hand: {error}") from error
+
+
 class Arguments:
     """Reads the arguments of one call. The size of an axis, once known, is the same in every argument.
 
@@ -39,10 +74,11 @@ class Arguments:
         self.sizes = {"n_agents": team.size, "obs_dim": seen.size, "action_dim": team.legal_actions.shape[1], **known}
 
     def tensor(self, name: str, value: object) -> Tensor:
-        """The value as a tensor on this device. Raises ArgumentError where it is none."""
+        """The value, which may be a list of tensors, as one on this device. Raises ArgumentError where it is none."""
         try:
-            return (value if isinstance(value, Tensor) else torch.tensor(np.asarray(value))).to(self.device)
-        except (TypeError, ValueError) as error:
+            whole = torch.stack(list(value)) if _are_tensors(value) else value
+            return (whole if isinstance(whole, Tensor) else torch.tensor(np.asarray(whole))).to(self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ArgumentError(f"{name} is no array of numbers: {error}") from error
 
     def shaped(self, name: str, value: object, axes: str) -> Tensor:
@@ -101,16 +137,36 @@ class Arguments:
         return {"action": action}
 
     def memory(self, hstates: object, fresh: Memory) -> Memory:
-        """`hstates` on this device. Raises ArgumentError where their form is not that of `fresh` ones."""
+        """`hstates` on the device and of the dtypes of `fresh` ones. Raises ArgumentError for those of another form."""
         known = {path: list(leaf.shape) for path, leaf in leaves(fresh)}
         given = {path: list(leaf.shape) for path, leaf in leaves(hstates)} if _is_memory(hstates) else {}
         if given != known or not _is_memory(hstates):
             raise ArgumentError(f"hstates hold {given or 'no states'}, and must hold {known or 'none: ()'}")
 
-        def moved(leaf: Tensor) -> Tensor:
-            return leaf.to(self.device)
+        def moved(leaf: Tensor, own: Tensor) -> Tensor:
+            return leaf.to(own)
 
-        return mapped(moved, hstates)
+        return mapped(moved, hstates, fresh)
+
+
+def _are_tensors(value: object) -> TypeGuard[Sequence[Tensor]]:
+    return _is_row(value) and len(value) > 0 and all(isinstance(each, Tensor) for each in value)
+
+
+def _is_row(value: object) -> TypeGuard[Sequence[object]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_list(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list)
+
+
+def _is_scalar(value: object) -> TypeGuard[np.bool_ | np.int64 | np.float64]:
+    return isinstance(value, np.generic)
+
+
+def _is_mapping(value: object) -> TypeGuard[Mapping[object, object]]:
+    return isinstance(value, Mapping)
 
 
 def _is_memory(value: object) -> TypeGuard[Memory]:

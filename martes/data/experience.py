@@ -343,12 +343,13 @@ class Replayed:
         batch["weight"] = weight
         return batch
 
-    def prioritise(self, batch: Workspace, error: Float[Tensor, "batch"]) -> None:
+    def prioritise(self, batch: Workspace, error: Float[Tensor, "batch"] | None) -> None:
         """Makes what a batch was made of likelier, or less likely, by the error that was found in it.
 
         Does nothing where all are equally likely. Raises DataError where an error is not finite.
         """
         if self._priorities is not None:
+            assert error is not None, "the learner's loss does not tell how far off each draw is"
             self._priorities.update(batch["place"], error)
 
     def state_dict(self) -> dict[str, object]:

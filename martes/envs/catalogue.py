@@ -4,6 +4,7 @@ before it is asked for."""
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import fields, replace
 from functools import partial
 from importlib import import_module
@@ -77,6 +78,10 @@ def environment(
     or one copy of an environment of any kind that `martes.envs.adapters.adapted` knows. Raises ConfigError for a name,
     option or factory that does not exist and an option that cannot be, EnvError where a factory returns something else.
     """
+    if opposed is None and task.wrap.against is not None:
+        raise ConfigError(
+            "env.wrap.against asks for opponents: martes.train and martes.evaluate seat them, or `opposed`"
+        )
     copies = copies or task.copies
     make, place = _maker(task, copies, device)
     made, limit = make(), task.wrap.time_limit
@@ -91,13 +96,11 @@ def environment(
     else:
         _close(made)  # it told what it is; those who step it make their own
         env = hosted_env(partial(_single, make, place), copies, device, limit, task.hosting)
-    if opposed is not None:
-        env = opposed(env)
-    elif task.wrap.against is not None:
-        raise ConfigError(
-            "env.wrap.against asks for opponents: martes.train and martes.evaluate seat them, or `opposed`"
-        )
-    return wrapped(env, task.wrap)
+    with ExitStack() as unless_all_goes_well:
+        unless_all_goes_well.callback(env.close)
+        changed = wrapped(env if opposed is None else opposed(env), task.wrap)
+        unless_all_goes_well.pop_all()
+    return changed
 
 
 class _Maker(NamedTuple):

@@ -14,7 +14,7 @@ from martes.data import Fields, Memory, Schema, TeamSpec, TimeStep, VectorEnv
 from martes.data.trees import cleared, mapped
 from martes.envs.changes import over_agents
 from martes.envs.pace import drawn_actions
-from martes.envs.single import save_replay
+from martes.envs.single import is_recording, save_replay
 from martes.envs.wrappers import Lens, Wrap, is_memory, part_of, series
 from martes.errors import ConfigError, EnvError, nearest
 
@@ -200,6 +200,10 @@ class Opponents:
         step = self._env.step(joint)
         self._place(self._rival.next(self._seen_by_rival.step(step), self._seen_by_rival.action(joint)))
         return self._seats.step(step, self._choice)
+
+    def is_recording(self) -> bool:
+        """Does the environment record its own episodes?"""
+        return is_recording(self._env)
 
     def save_replay(self) -> None:
         """Saves the environment's own replay, both sides in it."""

@@ -17,7 +17,7 @@ from martes.data import TeamSpec
 from martes.envs import worker
 from martes.envs.pace import medians
 from martes.envs.single import Board, HostedEnv, Maker, counted, limited, serial_env
-from martes.envs.worker import REFUSED, RENDER, RESET, SAVE, STEP, StartMethod
+from martes.envs.worker import RECORDING, REFUSED, RENDER, RESET, SAVE, STEP, StartMethod
 from martes.envs.workforce import Workforce, shares
 from martes.errors import ConfigError, EnvError
 
@@ -109,7 +109,12 @@ class Pool:
         """A picture of one copy."""
         orders = {each: RENDER + str(copy).encode() for each in self._force.workers if copy in each.copies}
         (answer,) = self._force.ordered(orders, "drawing a picture").values()
-        return _granted(answer)
+        return pickle.loads(_granted(answer))
+
+    def is_recording(self) -> bool:
+        """Does every copy record its own episodes?"""
+        answers = self._force.ordered(dict.fromkeys(self._force.workers, RECORDING), "telling what they record")
+        return all(pickle.loads(_granted(answer)) for answer in answers.values())
 
     def save_replay(self) -> None:
         """Saves what each copy recorded."""
@@ -121,12 +126,11 @@ class Pool:
         self._force.close()
 
 
-def _granted(answer: bytes) -> UInt8[np.ndarray, "height width 3"]:
-    """What a worker was asked for. Raises what it refused with."""
-    told = pickle.loads(answer[1:])
+def _granted(answer: bytes) -> bytes:
+    """What a worker was asked for, pickled. Raises what it refused with."""
     if answer[:1] == REFUSED:
-        raise told
-    return told
+        raise pickle.loads(answer[1:])
+    return answer[1:]
 
 
 # ------------------------------------------------------------------------------------------------------------- choosing

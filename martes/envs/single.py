@@ -129,11 +129,20 @@ class Board:
 
 @runtime_checkable
 class Recording(Protocol):
-    """What records its own episodes, such as StarCraft."""
+    """What may record its own episodes, as StarCraft does."""
+
+    def is_recording(self) -> bool:
+        """Does it record them?"""
+        ...
 
     def save_replay(self) -> None:
         """Saves what was recorded."""
         ...
+
+
+def is_recording(env: object) -> bool:
+    """Does an environment record its own episodes, so that `save_replay` has something to save?"""
+    return isinstance(env, Recording) and env.is_recording()
 
 
 def save_replay(env: object) -> None:
@@ -160,6 +169,10 @@ class Crew(Protocol):
 
     def render(self, copy: int) -> UInt8[np.ndarray, "height width 3"]:
         """A picture of one copy."""
+        ...
+
+    def is_recording(self) -> bool:
+        """Does every copy record its own episodes?"""
         ...
 
     def save_replay(self) -> None:
@@ -248,6 +261,10 @@ class Copies:
         with self._place:
             return self._envs[self._place.at].render()
 
+    def is_recording(self) -> bool:
+        """Does every copy record its own episodes?"""
+        return all(is_recording(env) for env in self._envs)
+
     def save_replay(self) -> None:
         """Saves what each copy recorded. Raises EnvError where one records nothing."""
         with self._place:
@@ -303,6 +320,10 @@ class HostedEnv:
         if not 0 <= index < self.num_envs:
             raise EnvError(f"there is no copy {index}: this environment has the copies 0 to {self.num_envs - 1}")
         return self._crew.render(index)
+
+    def is_recording(self) -> bool:
+        """Does the game itself record episodes, in every copy?"""
+        return self._crew.is_recording()
 
     def save_replay(self) -> None:
         """Saves what the game itself records in each copy. Raises EnvError where it records nothing."""

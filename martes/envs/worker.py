@@ -30,7 +30,7 @@ from martes.errors import ConfigError, EnvError, MartesError
 
 ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 StartMethod = Literal["spawn", "fork", "forkserver"]
-RESET, STEP, RENDER, SAVE, END = b"0", b"s", b"p", b"v", b"e"
+RESET, STEP, RENDER, RECORDING, SAVE, END = b"0", b"s", b"p", b"q", b"v", b"e"
 """What a worker is told to do: the first byte of a message."""
 ALIVE, DONE, REFUSED, FAILED = b"a", b"d", b"r", b"f"
 """What it answers: it lives, or made one more copy; it did it; it could not, and goes on; it could not, and ends."""
@@ -225,6 +225,8 @@ def _stepped(crew: Copies, order: bytes) -> bytes:
         case b"0":
             crew.reset(np.frombuffer(order, np.int64, offset=1).tolist())
             return DONE
+        case b"q":
+            return _answer(crew.is_recording)
         case b"v":
             return _answer(crew.save_replay)
         case _:

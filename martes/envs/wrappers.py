@@ -24,7 +24,7 @@ from martes.envs.changes import (
     shrunk,
     team_reward,
 )
-from martes.envs.single import save_replay
+from martes.envs.single import is_recording, save_replay
 from martes.errors import ConfigError, EnvError, nearest
 
 
@@ -103,8 +103,7 @@ class Lens:
     def next(self, step: TimeStep, action: Tensor) -> TimeStep:
         """The step that `action` has led to, changed."""
         for index, change in enumerate(self._changes):
-            reached = step.seen if step.final is None else step.final
-            memory, final = change.advanced(self._memories[index], reached, action), None
+            memory, final = change.advanced(self._memories[index], _reached(step), action), None
             if step.final is not None:
                 final = change.shown(step.final, memory)
                 memory = cleared(memory, change.opened(step.seen), step.start)
@@ -134,6 +133,17 @@ class Lens:
         self._memories = [mapped(moved, memory) for memory in state]
 
 
+def _reached(step: TimeStep) -> Fields:
+    """What the action has led to in each copy: the real last observation where it was cut, else what is seen."""
+    if step.final is None:
+        return step.seen
+
+    def reached(name: str, last: Tensor) -> Tensor:
+        return torch.where(step.start.view(-1, *(1,) * (last.ndim - 1)), last, step.seen[name])
+
+    return {name: reached(name, last) for name, last in step.final.items()}
+
+
 class Changed:
     """An environment seen through a lens."""
 
@@ -151,6 +161,10 @@ class Changed:
     def step(self, action: Tensor) -> TimeStep:
         """The result of `action` [env agent ...] in every copy."""
         return self._lens.next(self._env.step(action), action)
+
+    def is_recording(self) -> bool:
+        """Does the environment record its own episodes?"""
+        return is_recording(self._env)
 
     def save_replay(self) -> None:
         """Saves the environment's own replay. Raises EnvError where it has none."""

@@ -15,7 +15,7 @@ from martes.algorithms.learner import Learner, Metrics, Scheduled
 from martes.data import TeamSpec, VectorEnv
 from martes.envs.catalogue import environment
 from martes.envs.settings import Environment
-from martes.errors import EnvError, NonFiniteError
+from martes.errors import DataError, EnvError, NonFiniteError
 from martes.evolution.member import Member, State, revived
 from martes.evolution.shared_replay import Seen, seen, with_pool, without_rows
 from martes.training.collect import Collector
@@ -137,14 +137,15 @@ def put_by(member: Member, learner: Learner, collector: Collector, steps: int, f
 def outcome(member: Member, work: Work, site: Site) -> Outcome:
     """How the member comes out of a generation.
 
-    Where its loss or its fitness is not finite, it stays as it was and its fitness is -inf: others take its place.
+    Where its loss or its fitness is not finite, or its hyperparameters cannot learn from what it saw (a store that is
+    full and holds less than a batch), it stays as it was and its fitness is -inf: others take its place.
     """
     if member.fitness[-1:] == (-inf,):
         return _diverged(member, "it diverged before")
     try:
         with threads(work.threads):
             return _lived(member, work, site)
-    except NonFiniteError as error:
+    except (DataError, NonFiniteError) as error:
         site.close()
         return _diverged(member, str(error))
     except BaseException:

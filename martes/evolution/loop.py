@@ -21,6 +21,7 @@ from martes.evolution.population import Breeding, breeding_of, first_generation,
 from martes.evolution.selection import best
 from martes.evolution.settings import Evolution
 from martes.evolution.shared_replay import pooled, refuse_unshared
+from martes.evolution.windows import refuse_uncut
 from martes.training.log import Log
 from martes.training.loop import averaged, is_due
 from martes.training.process import interruption, reuse_memory
@@ -97,6 +98,7 @@ class Run:
             raise ConfigError("training.data: members of a population learn from what they do; leave it out")
         self.team = team_of(plan, around)
         self.breeding: Breeding = breeding_of(evolution, plan.algorithm, self.team)
+        refuse_uncut(plan.algorithm, self.breeding.space, self.team, plan.env.copies)
         self.fitness: Fitness = fitness_named(evolution.fitness, self.team)
         self.every = evolution.every or plan.evaluation.every
         refuse_unshared(plan.algorithm, self.team, evolution.shared_replay)

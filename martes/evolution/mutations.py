@@ -1,7 +1,7 @@
 """What may happen to a copy: nothing, another hyperparameter, noise on its weights; or what networks can grow into."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -10,10 +10,14 @@ from torch import Tensor
 from martes.algorithms.learner import Algorithm
 from martes.data import TeamSpec
 from martes.data.experience import Finished, Replayed
+from martes.data.limits import Number, Range
 from martes.errors import ConfigError, DataError
 from martes.evolution.member import UNCHANGED, Change, Member, Mutated, Mutation, newborn, revived
-from martes.evolution.space import Number, Range, Space, moved, number_at, with_numbers
-from martes.networks.stacked import StackedNorm
+from martes.evolution.space import Space, moved, number_at, numbers_of, with_numbers
+from martes.networks.stacked import StackedNorm, undrawn
+
+_FORMS = 256
+"""How many forms of policies are remembered."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class Hyperparameter:
     space: Space
     all_at_once: bool = False
     """Does every number move, each up or down by chance (Jaderberg et al. 2017: perturb)? Else one."""
+    free: frozenset[str] = frozenset()
+    """Paths of which no value can touch a store (`free_of_stores`); of all others each new value is tried."""
     kind: ClassVar[str] = "hyperparameter"
 
     def refuse_unfit(self, algorithm: Algorithm, team: TeamSpec) -> None:
@@ -59,12 +65,13 @@ class Hyperparameter:
     def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
         """The member with one number (or all of them) changed; None where each is at its bound or alone there."""
         algorithm, done = member.algorithm, list[_Move]()
-        capacity = _capacity(algorithm, member.team)
+        capacity = None if self.space.keys() <= self.free else _capacity(algorithm, member.team)
         for place in torch.randperm(len(self.space), generator=generator, device=generator.device).tolist():
             path = list(self.space)[place]
             moves = _moves(algorithm, path, self.space[path])
             order = torch.randperm(len(moves), generator=generator, device=generator.device).tolist()
-            fit = (moves[nth] for nth in order if _keeps_store(capacity, moves[nth].algorithm, member.team))
+            is_free = path in self.free
+            fit = (moves[nth] for nth in order if is_free or _keeps_store(capacity, moves[nth].algorithm, member.team))
             move = next(fit, None)  # one is enough, and each costs a learner
             if move is not None:
                 done.append(move)
@@ -106,6 +113,26 @@ def _can_be(algorithm: Algorithm, team: TeamSpec) -> bool:
     return True
 
 
+def free_of_stores(algorithm: Algorithm, space: Space, team: TeamSpec) -> frozenset[str]:
+    """The paths of a space along which a learner can be, with an equal store, at both ends of their bounds.
+
+    Alone, and all together. What stores ask of a number (a batch that fits) then holds between the ends as well.
+    """
+    capacity = _capacity(algorithm, team)
+
+    def keeps(numbers: Mapping[str, Number]) -> bool:
+        try:
+            return _keeps_store(capacity, with_numbers(algorithm, numbers), team)
+        except ConfigError:
+            return False
+
+    numbers = dict(numbers_of(algorithm))
+    ends = {path: bounds.ends(numbers[path].is_whole) for path, bounds in space.items()}
+    free = [path for path, each in ends.items() if all(keeps({path: end}) for end in each)]
+    is_joint = all(keeps({path: ends[path][end] for path in free}) for end in (0, 1))
+    return frozenset(free if is_joint else ())
+
+
 def _keeps_store(capacity: int | None, algorithm: Algorithm, team: TeamSpec) -> bool:
     """Is there a learner with these numbers, with a store of so many rows?"""
     try:
@@ -116,7 +143,8 @@ def _keeps_store(capacity: int | None, algorithm: Algorithm, team: TeamSpec) -> 
 
 def _capacity(algorithm: Algorithm, team: TeamSpec) -> int | None:
     """The rows that its learner's store has; None: it keeps none. Raises ConfigError where no learner can be."""
-    experience = algorithm.learner(team, torch.Generator()).experience
+    with undrawn():
+        experience = algorithm.learner(team, torch.Generator()).experience
     return experience.capacity if isinstance(experience, Replayed | Finished) else None
 
 
@@ -175,6 +203,10 @@ class Parameters:
     share: float = 0.1
     sd: float = 0.1
     kind: ClassVar[str] = "parameters"
+    _acting: dict[object, list[str]] = field(
+        default_factory=dict[object, list[str]], init=False, compare=False, repr=False
+    )
+    """The weights that act, by the form of the policy's state: members of one population differ in that alone."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1 or self.sd <= 0:
@@ -187,7 +219,7 @@ class Parameters:
 
     def mutated(self, member: Member, generator: torch.Generator) -> Mutated | None:
         """The member with noise on its weights; None where all that could be changed is 0."""
-        names = _acting_weights(member.algorithm, member.team)
+        names = self._names(member)
         device = generator.device
         count = int(torch.randint(1, len(names) + 1, (), generator=generator, device=device))
         chosen = sorted(torch.randperm(len(names), generator=generator, device=device)[:count].tolist())
@@ -201,6 +233,16 @@ class Parameters:
         change = Change(self.kind, f"rms of {', '.join(noised)}", before, after, f"{entries} weights changed")
         return Mutated(replace(member, learner={**member.learner, "policy": {**policy, **noised}}), change)
 
+    def _names(self, member: Member) -> list[str]:
+        policy = member.learner["policy"]
+        assert isinstance(policy, dict)
+        form = type(member.algorithm), tuple((name, tuple(each.shape)) for name, each in policy.items())
+        if form not in self._acting:
+            if len(self._acting) == _FORMS:
+                self._acting.clear()
+            self._acting[form] = _acting_weights(member.algorithm, member.team)
+        return self._acting[form]
+
     def _noised(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         draw = {"generator": generator, "device": generator.device}
         is_chosen = (torch.rand(weight.shape, **draw) < self.share).to(weight.device) & (weight != 0)
@@ -210,7 +252,8 @@ class Parameters:
 
 def _acting_weights(algorithm: Algorithm, team: TeamSpec) -> list[str]:
     """The names, in the policy's state, of the weight matrices that actions depend on."""
-    policy = algorithm.learner(team, torch.Generator()).policy
+    with undrawn():
+        policy = algorithm.learner(team, torch.Generator()).policy
     acting = {id(parameter) for parameter in policy.part_for("action").parameters()}
     # Slots are stacked: a vector of each has two axes, too.
     norms = [module for module in policy.modules() if isinstance(module, StackedNorm)]

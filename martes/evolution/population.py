@@ -9,7 +9,7 @@ from martes.data import TeamSpec
 from martes.errors import ConfigError
 from martes.evolution.architecture import Activation, Architecture
 from martes.evolution.member import Member, child, newborn
-from martes.evolution.mutations import Hyperparameter, Mutations, Parameters, Unchanged
+from martes.evolution.mutations import Hyperparameter, Mutations, Parameters, Unchanged, free_of_stores
 from martes.evolution.selection import RandomSearch, Selection, Tournament, Truncation
 from martes.evolution.settings import Chances, Evolution
 from martes.evolution.space import Space, drawn, space_of
@@ -49,7 +49,7 @@ def breeding_of(evolution: Evolution, algorithm: Algorithm, team: TeamSpec) -> B
     mutations = Mutations(
         (
             (Unchanged(), chances.none),
-            (Hyperparameter(space, all_at_once=is_truncated), chances.hyperparameter),
+            (Hyperparameter(space, is_truncated, free_of_stores(algorithm, space, team)), chances.hyperparameter),
             (Parameters(sd=evolution.noise), chances.parameters),
             (Architecture(evolution.shapes), chances.architecture),
             (Activation(evolution.shapes), chances.activation),

@@ -36,9 +36,11 @@ def clipped_value_loss(
     return 0.5 * error
 
 
-def huber(error: Float[Tensor, "*shape"], delta: float = 1.0) -> Float[Tensor, "*shape"]:
-    """The Huber loss: 1/2 e^2 where |e| <= delta, else delta (|e| - delta / 2). Source: Huber 1964."""
-    return huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
+def huber(error: Float[Tensor, "*shape"], delta: float | None) -> Float[Tensor, "*shape"]:
+    """Twice the Huber loss: e^2 where |e| <= delta, else delta (2 |e| - delta); None: e^2. Source: Huber 1964."""
+    if delta is None:
+        return error.square()
+    return 2 * huber_loss(error, torch.zeros_like(error), reduction="none", delta=delta)
 
 
 def kl_estimate(log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -73,7 +73,7 @@ def normalised(
 def interquartile_mean(values: Float[Tensor, "*batch run"]) -> Float[Tensor, "*batch"]:
     """The mean of the middle half of the runs; a quarter of them, rounded down, is left out at each end.
 
-    Source: Agarwal et al. 2021, section 4.2.
+    Source: Agarwal et al. 2021, section 4.3.
     """
     quarter = values.shape[-1] // 4
     return values.sort(-1).values[..., quarter : values.shape[-1] - quarter].mean(-1)
@@ -84,7 +84,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def bootstrap_interval(
-    values: Float[Tensor, "*stratum run"],
+    values: Float[Tensor, "*stratum run"] | Sequence[Float[Tensor, "_"]],
     level: float,
     generator: torch.Generator,
     resamples: int = 2000,
@@ -92,15 +92,19 @@ def bootstrap_interval(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """The lower and the upper end of the percentile bootstrap interval of a statistic, the mean unless told otherwise.
 
-    A leading axis (seeds, or tasks) is a stratum: runs are drawn with replacement inside it, and all are then pooled.
-    Raises ValueError if level is not inside (0, 1). Source: Efron 1979; Agarwal et al. 2021, section 4.1.
+    Along a leading axis (seeds, or tasks), or in a list where they are of unequal sizes, stand strata: runs are drawn
+    with replacement inside each, and all are then pooled. ValueError if level is not inside (0, 1).
+    Source: Efron 1979; Agarwal et al. 2021, section 4.1.
     """
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; it must lie inside (0, 1)")
-    strata = values.reshape(-1, values.shape[-1])
-    drawn = torch.randint(values.shape[-1], (resamples, *strata.shape), generator=generator, device=values.device)
-    pooled = strata.expand(resamples, -1, -1).gather(-1, drawn).flatten(1)  # [resample run]
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype, device=values.device)
+    strata = values.reshape(-1, values.shape[-1]).unbind() if isinstance(values, Tensor) else values
+    drawn = [
+        each[torch.randint(len(each), (resamples, len(each)), generator=generator, device=each.device)]
+        for each in strata
+    ]
+    pooled = torch.cat(drawn, -1)  # [resample run]
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=pooled.dtype, device=pooled.device)
     low, high = statistic(pooled).quantile(ends)
     return low, high
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from martes.data import Continuous, Discrete, Field, TeamSpec
 from martes.maths.distributions import Categorical, MultiCategorical, SquashedGaussian, gumbel
-from martes.networks.policies import Distribution, executed
+from martes.networks.policies import Distribution, executed, given_choice
 from martes.networks.sharing import Slots
 from martes.networks.temporal import Inputs, Outputs
 
@@ -86,6 +86,9 @@ class Choices(nn.Module):
         if self.choice in inputs:
             return inputs[self.choice]
         distribution, noise = self.distribution(scores, inputs, agents), inputs.get("noise")
+        given = given_choice(distribution, inputs, self.choice)
+        if given is not None:
+            return given
         return distribution.mode() if noise is None else distribution.sample(noise)
 
     def action(self, sample: Tensor, inputs: Inputs, agents: Agents = EVERYONE) -> Tensor:

@@ -25,9 +25,7 @@ class Renamed(TemporalModule):
         super().__init__()
         self.module = module
         self.names = dict(names)
-        device = next((each.device for each in module.parameters()), torch.device("cpu"))
-        drawn = (*module.noise(1, torch.Generator(device)), *module.value_noise(1, torch.Generator(device)))
-        known = dict.fromkeys((*module.reads, *module.writes, *drawn))
+        known = _known(module)
         for name in names:
             if name not in known:
                 raise DataError(f"{module.title} neither reads, writes nor draws {name!r}{nearest(name, known)}")
@@ -56,7 +54,8 @@ class Renamed(TemporalModule):
         """The module's part, under the same names."""
         old = {new: old for old, new in self.names.items()}.get(name, name)
         part = self.module.part_for(old)
-        return part.renamed(**{old: new for old, new in self.names.items() if old in (*part.reads, *part.writes)})
+        known = _known(part)
+        return part.renamed(**{old: new for old, new in self.names.items() if old in known})
 
     def initial_memory(self, envs: int) -> Memory:
         """The module's memory."""
@@ -83,6 +82,13 @@ class Renamed(TemporalModule):
     def value(self, inputs: Inputs, memory: Memory) -> Tensor:
         """The module's value."""
         return self.module.value(self._inward(inputs), memory)
+
+
+def _known(module: TemporalModule) -> dict[str, None]:
+    """The names of what it reads, writes and draws."""
+    device = next((each.device for each in module.parameters()), torch.device("cpu"))
+    drawn = (*module.noise(1, torch.Generator(device)), *module.value_noise(1, torch.Generator(device)))
+    return dict.fromkeys((*module.reads, *module.writes, *drawn))
 
 
 class Shared(TemporalModule):

@@ -81,6 +81,13 @@ class ActionCodes(nn.Module):
         forced = ("forced", "forced_action") if team.forces_actions else ()
         self.reads = (*masks, *forced)
 
+    def noise(self, lead: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "*each"]:
+        """Standard numbers to draw actions from: normal for continuous ones, Gumbel for choices."""
+        shape = (*lead, *self.legal.shape)
+        if not self.is_continuous:
+            return gumbel(shape, generator, self.legal.device)
+        return torch.randn(shape, generator=generator, device=self.legal.device)
+
     def scores(self, outputs: Float[Tensor, "*lead agent size"]) -> Scores:
         """A network's outputs, one for each choice (or real number) of each agent."""
         return outputs if self.legal.ndim == 2 else outputs.unflatten(-1, self.legal.shape[1:])
@@ -131,6 +138,7 @@ class DeterministicPolicy(TemporalModule):
     """
 
     writes = ("action",)
+    hot = ("_scored",)
 
     def __init__(
         self, team: TeamSpec, network: Network, sharing: Sharing, noise: ActionNoise, generator: torch.Generator
@@ -175,18 +183,18 @@ class DeterministicPolicy(TemporalModule):
         if not self.codes.is_continuous:
             share = 1.0 if self.is_random else self.rate
             explores = drawn((*shape[:2], *(1,) * (len(shape) - 2))) < share
-            return {"noise": gumbel(shape, generator, device), "explores": explores}
+            return {"noise": self.codes.noise((envs,), generator), "explores": explores}
         if self.is_random:
             return {"even": 2 * drawn(shape) - 1}
-        return {"noise": torch.randn(shape, generator=generator, device=device)}
+        return {"noise": self.codes.noise((envs,), generator)}
 
     def step(self, inputs: Inputs, memory: Memory) -> tuple[Outputs, Memory]:
         """Choice and scores of one step."""
         if not self.drifts:
-            features, hidden = self.body.step(inputs, memory)
-            return self._chosen(features, inputs), hidden
+            scores, hidden = self._scored(self._seen(inputs), memory)
+            return self._chosen(scores, inputs), hidden
         assert isinstance(memory, dict), "the memory of drifting noise: begin with initial_memory"
-        features, hidden = self.body.step(inputs, memory["hidden"])
+        scores, hidden = self._scored(self._seen(inputs), memory["hidden"])
         drift, kept = memory["drift"], memory["kept"]
         assert isinstance(drift, Tensor) and isinstance(kept, Tensor)
         if "noise" in inputs:  # z <- k z + sqrt(1 - k^2) e has deviation 1 at every step, the first (k = 0) included
@@ -194,17 +202,24 @@ class DeterministicPolicy(TemporalModule):
             drift = (kept * drift + (1 - kept.square()).sqrt() * inputs["noise"]) * alive
             kept = exp(-self.exploration.theta) * alive.to(kept.dtype)
             inputs = {**inputs, "noise": drift}
-        return self._chosen(features, inputs), {"hidden": hidden, "drift": drift, "kept": kept}
+        return self._chosen(scores, inputs), {"hidden": hidden, "drift": drift, "kept": kept}
 
     def sequence(self, inputs: Inputs, memory: Memory, start: Bool[Tensor, "time env"]) -> tuple[Outputs, Memory]:
         """Choices and scores of a window."""
         if self.drifts:
             return super().sequence(inputs, memory, start)
         features, memory = self.body.sequence(inputs, memory, start)
-        return self._chosen(features, inputs), memory
+        return self._chosen(self._scores(features, inputs["agent_mask"].shape[:-1]), inputs), memory
 
-    def _chosen(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Outputs:
-        scores = self._scores(features, inputs["agent_mask"].shape[:-1])
+    def _seen(self, inputs: Inputs) -> Inputs:
+        return {name: inputs[name] for name in (*self.body.reads, "agent_mask")}
+
+    def _scored(self, inputs: Inputs, memory: Memory) -> tuple[Scores, Memory]:
+        """Scores of one step; what explores, and how much, is none of its business."""
+        features, hidden = self.body.step(inputs, memory)
+        return self._scores(features, inputs["agent_mask"].shape[:-1]), hidden
+
+    def _chosen(self, scores: Scores, inputs: Inputs) -> Outputs:
         action = inputs.get("action")
         if action is None:
             action = executed(self._action(scores, inputs), inputs)

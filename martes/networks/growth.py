@@ -7,7 +7,7 @@ follow the same map. Source: Chen et al. 2016 (Net2Net), where new units are cop
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import EllipsisType
 from typing import NamedTuple
@@ -90,7 +90,7 @@ class Wiring:
             for path, module in network.named_modules()
         }
         modules = {paths[id(module)]: module for network in networks.values() for module in network.modules()}
-        layers = [(path, each, module) for path, module in modules.items() for each in _layers(module)]
+        layers = {path: _units(module) for path, module in modules.items()}
         leaders = {
             paths[id(ours)]: paths[id(theirs)]
             for module in modules.values()
@@ -101,8 +101,8 @@ class Wiring:
         return cls(
             names,
             {names[id(tensor)]: tensor for tensor, _ in named},
-            {f"{path}/{field}": module.units()[field] for path, field, module in layers if isinstance(module, Unified)},
-            {f"{path}/{field}": f"{leaders[path]}/{field}" for path, field, _ in layers if path in leaders},
+            {f"{path}/{field}": units for path, own in layers.items() for field, units in own.items()},
+            {f"{path}/{field}": f"{leader}/{field}" for path, leader in leaders.items() for field in layers[path]},
         )
 
     def name(self, place: Place) -> str:
@@ -115,13 +115,17 @@ class Wiring:
         A target keeps those of the network that it follows, whatever they weigh in itself.
         """
         units = self.units[self.online.get(layer, layer)]
+        if width >= units.width:
+            device = units.incoming[0].parameter.device
+            return torch.arange(units.width, device=device).expand(_slots(units), -1)
         weights = importance(units)
-        stay = weights.topk(min(width, units.width), dim=1).indices
+        stay = weights.topk(width, dim=1).indices
         return stay.sort(dim=1).values
 
 
-def _layers(module: nn.Module) -> Iterator[str]:
-    yield from module.units() if isinstance(module, Unified) else ()
+def _units(module: nn.Module) -> dict[str, Units]:
+    # The class is asked first: of most modules this is the whole answer, and a protocol takes long to give it.
+    return module.units() if hasattr(type(module), "units") and isinstance(module, Unified) else {}
 
 
 def as_slots(tensor: Tensor, axes: int) -> Tensor:
@@ -141,8 +145,7 @@ def importance(units: Units) -> Float[Tensor, "slot unit"]:
 
     Under a norm what makes it is gain and shift alone. Where one reader serves all slots, they are weighed together.
     """
-    makers = units.made if units.normed is None else units.normed[1:]
-    slots = min(len(place.parameter) for place in (*makers, *units.read)) if units.is_stacked else 1
+    makers, slots = _makers(units), _slots(units)
 
     def squares(places: tuple[Place, ...]) -> Tensor:
         total = torch.zeros(slots, units.width, device=units.incoming[0].parameter.device)
@@ -153,6 +156,15 @@ def importance(units: Units) -> Float[Tensor, "slot unit"]:
         return total
 
     return (squares(makers) * squares(units.read)).sqrt()
+
+
+def _makers(units: Units) -> tuple[Place, ...]:
+    return units.made if units.normed is None else units.normed[1:]
+
+
+def _slots(units: Units) -> int:
+    """Slots that lose units each by itself."""
+    return min(len(place.parameter) for place in (*_makers(units), *units.read)) if units.is_stacked else 1
 
 
 def transfer(old: Parts, new: Parts, *, accepts_change: bool = False) -> None:

@@ -1,7 +1,8 @@
 """A learned environment: a model of what follows from an action, and acting in what it imagines."""
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -127,10 +128,14 @@ class Imagined:
             dict(self.starts) if len(self.starts["agent_mask"]) == self.num_envs else self._opened(self.num_envs)
         )
         self._elapsed.zero_()
+        return self._shown()
+
+    def _shown(self) -> TimeStep:
+        """The step that the next action is chosen from, outside of a run of steps."""
         there = self._seen["agent_mask"]
         zeros = torch.zeros(there.shape, device=there.device)
-        begins = torch.ones_like(there[:, 0])
-        return TimeStep(self._seen, begins, zeros, torch.ones_like(zeros), ~begins)
+        begins = (self._elapsed == 0).to(there.device)
+        return TimeStep(self._seen, begins, zeros, torch.ones_like(zeros), torch.zeros_like(begins))
 
     def _opened(self, count: int) -> dict[str, Tensor]:
         chosen = torch.randint(len(self.starts["agent_mask"]), (count,), generator=self._generator)
@@ -159,6 +164,35 @@ class Imagined:
             self._memory = cleared(self._memory, self._model.initial_memory(self.num_envs), cut)
         restarted = {name: cleared(value, fresh[name].to(value), cut) for name, value in seen.items()}
         return {name: value for name, value in restarted.items() if isinstance(value, Tensor)}
+
+    def render(self, index: int = 0) -> UInt8[np.ndarray, "height width 3"]:
+        """Raises EnvError: nobody has seen what a model imagines."""
+        raise EnvError(f"what {self._model.title} imagines has no picture: watch the policy in the true environment")
+
+    def close(self) -> None:
+        """Forgets what was seen."""
+        self._seen, self._memory = {}, ()
+
+    def state_dict(self) -> dict[str, object]:
+        """What is seen, what the model remembers, clocks and random state; the model is not in it."""
+        generator = self._generator.get_state()
+        return {"seen": self._seen, "memory": self._memory, "elapsed": self._elapsed.clone(), "generator": generator}
+
+    def load_state_dict(self, state: dict[str, object]) -> TimeStep:
+        """Restores `state_dict` and returns the step that the next action is chosen from.
+
+        Raises EnvError where it is that of anything else, or of another number of environments.
+        """
+        seen, memory, elapsed, generator = (state.get(name) for name in ("seen", "memory", "elapsed", "generator"))
+        if not isinstance(seen, dict) or not isinstance(memory, Tensor | tuple | dict):
+            raise EnvError("this is not the state of imagined environments: it lacks what was seen, or remembered")
+        if not (isinstance(elapsed, Tensor) and isinstance(generator, Tensor) and len(elapsed) == self.num_envs):
+            raise EnvError(f"this is no state of {self.num_envs} imagined environments: make as many as were saved")
+        self._seen = {name: value.to(self.starts[name].device) for name, value in seen.items()}
+        self._memory = mapped(lambda leaf: leaf.to(self.starts["agent_mask"].device), memory)
+        self._elapsed.copy_(elapsed)
+        self._generator.set_state(generator.cpu())
+        return self._shown()
 
     def detach(self) -> None:
         """Lets go of the past of a tape: a gradient ends here."""

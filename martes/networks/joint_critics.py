@@ -12,7 +12,8 @@ from martes.networks.blocks import Body, Network, ObservationNorm
 from martes.networks.critics import of_the_living
 from martes.networks.deterministic import ActionCodes
 from martes.networks.sharing import Sharing, Slots, slots_of
-from martes.networks.stacked import StackedLinear
+from martes.networks.stacked import StackedLinear, undrawn
+from martes.networks.targets import copied_with, still
 from martes.networks.temporal import Inputs
 from martes.networks.units import Units
 
@@ -149,7 +150,13 @@ class JointCritics(nn.Module):
 
 def first_critic(critics: JointCritics, team: TeamSpec, form: CriticForm, codes: ActionCodes) -> JointCritics:
     """The first critic of every agent, in the memory of `critics`: always what it is there, and not to be learned."""
-    alone = JointCritics(team, replace(form, count=1), codes, torch.Generator(critics.head.weight.device))
+    if form.count == 1:
+        tensors = {id(each): still(each) for each in critics.parameters()} | {
+            id(each): each for each in critics.buffers()
+        }
+        return copied_with(critics, tensors)
+    with undrawn():
+        alone = JointCritics(team, replace(form, count=1), codes, torch.Generator(critics.head.weight.device))
     alone = alone.to(critics.head.weight.device).requires_grad_(False)
     own = {name: each.detach()[: len(each) // form.count] for name, each in critics.named_parameters()}
     alone.load_state_dict(critics.state_dict() | own, assign=True)

@@ -101,14 +101,14 @@ class Policy(TemporalModule):
 
     def _scored(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Outputs:
         distribution = self.distribution(features, inputs)
-        sample = inputs.get(self.choice)
+        sample = given_choice(distribution, inputs, self.choice)
         if sample is None:
             noise = inputs.get("noise")
             sample = distribution.mode() if noise is None else distribution.sample(noise)
             sample = sample if self.is_continuous else executed(sample, inputs)
         outputs = {"log_prob": distribution.log_prob(sample), "entropy": distribution.entropy(), self.choice: sample}
         if isinstance(distribution, SquashedGaussian):
-            outputs["action"] = executed(distribution.action(sample), inputs)
+            outputs["action"] = inputs.get("action", executed(distribution.action(sample), inputs))
         return outputs
 
     def distribution(self, features: Float[Tensor, "slot row size"], inputs: Inputs) -> Distribution:
@@ -129,6 +129,13 @@ class Policy(TemporalModule):
             chosen = Categorical(scores, mask)
             return chosen if self.floor is None else chosen.floored(self.floor)
         return MultiCategorical(scores.unflatten(-1, tuple(self.legal.shape[1:])), mask)
+
+
+def given_choice(distribution: Distribution, inputs: Inputs, choice: str) -> Tensor | None:
+    """The recorded `choice`; where just a continuous action was recorded, the sample that gives it; None: neither."""
+    if choice in inputs or "action" not in inputs or not isinstance(distribution, SquashedGaussian):
+        return inputs.get(choice)
+    return distribution.sample_of(inputs["action"])
 
 
 def executed(action: Tensor, inputs: Inputs) -> Tensor:

@@ -83,7 +83,7 @@ class ValuePolicy(TemporalModule):
     def __init__(self, team: TeamSpec, form: AgentForm, exploration: Exploration, generator: torch.Generator) -> None:
         super().__init__()
         _refuse_other_kinds(team)
-        self.form, self.exploration, self.rate = form, exploration, exploration.start
+        self.form, self.exploration, self.rate = form, exploration, exploration.rate(0)
         self.slots = slots_of(team, form.sharing)
         self.register_buffer("legal", team.legal_actions, persistent=False)
         self.is_padded = not bool(team.legal_actions.all())

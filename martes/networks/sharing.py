@@ -1,6 +1,6 @@
 """Who shares parameters with whom: agents are laid out in slots, each slot with parameters of its own."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -87,16 +87,16 @@ class Slots(nn.Module):
         return x.reshape(*lead, -1, x.shape[-1])
 
 
-@torch.no_grad()
-def clipped_by_slot(parameters: Iterable[nn.Parameter], slots: int, max_norm: float | None) -> Float[Tensor, "slot"]:
-    """The length of each slot's gradient before it is cut to `max_norm`; the slot axis of every parameter comes first.
+def clipped_by_slot(
+    gradients: Sequence[Tensor], slots: int, max_norm: float | None
+) -> tuple[list[Tensor], Float[Tensor, "slot"]]:
+    """Gradients, those of each slot cut to a length of `max_norm`, and how long they were; the slot axis comes first.
 
     Agents that share nothing do not dampen each other's steps.
     """
-    gradients = [each.grad.view(slots, -1) for each in parameters if each.grad is not None]
-    norms = torch.linalg.vector_norm(torch.cat(gradients, 1), dim=1)
-    if max_norm is not None:
-        scale = (max_norm / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1)
-        for gradient in gradients:
-            gradient.mul_(scale)
-    return norms
+    by_slot = [each.reshape(slots, -1) for each in gradients]
+    norms = torch.linalg.vector_norm(torch.cat(by_slot, 1), dim=1)
+    if max_norm is None:
+        return list(gradients), norms
+    scale = (max_norm / (norms + 1e-6)).clamp(max=1.0).unsqueeze(1)
+    return [(each * scale).view(whole.shape) for each, whole in zip(by_slot, gradients, strict=True)], norms

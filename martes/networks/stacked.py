@@ -1,5 +1,9 @@
 """Layers with stacked parameters: features `slot row feature`, weights `slot ...`, no loop over slots or agents."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -15,6 +19,25 @@ NARROW = 16
 
 EPSILON = 1e-5
 """What torch's layer norm adds to a variance."""
+
+
+_ARE_DRAWN = ContextVar("_ARE_DRAWN", default=True)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Within it stacked layers begin with weights 0: for networks that are to take over those of others at once."""
+    before = _ARE_DRAWN.set(False)
+    try:
+        yield
+    finally:
+        _ARE_DRAWN.reset(before)
+
+
+def _draw(weight: Tensor, gain: float, generator: torch.Generator) -> None:
+    """Writes an orthogonal matrix there. Source: Saxe et al. 2014."""
+    if _ARE_DRAWN.get():
+        nn.init.orthogonal_(weight, gain, generator=generator)
 
 
 class StackedLinear(nn.Module):
@@ -36,7 +59,7 @@ class StackedLinear(nn.Module):
         weight = torch.zeros(len(fan_ins), width or max(sizes), max(fan_ins), device=generator.device)
         for own, fan_in, fan_out in zip(weight, fan_ins, sizes, strict=True):
             if fan_out:
-                nn.init.orthogonal_(own[:fan_out, :fan_in], gain, generator=generator)
+                _draw(own[:fan_out, :fan_in], gain, generator)
         self.weight = nn.Parameter(weight)  # slot out in
         self.bias = nn.Parameter(torch.zeros(weight.shape[:2]))
         own = sum(fan_out * (fan_in + 1) for fan_in, fan_out in zip(fan_ins, sizes, strict=True))
@@ -114,9 +137,9 @@ class StackedConvolutions(nn.Module):
         weights, wide = [], image.shape[0]
         height, width = image.shape[1:]
         for out in channels:
-            weight = torch.empty(slots, out, wide, 3, 3, device=generator.device)
+            weight = torch.zeros(slots, out, wide, 3, 3, device=generator.device)
             for part in weight:
-                nn.init.orthogonal_(part, 2**0.5, generator=generator)
+                _draw(part, 2**0.5, generator)
             weights.append(nn.Parameter(weight))
             wide, height, width = out, (height + 1) // 2, (width + 1) // 2
         self.weights = nn.ParameterList(weights)

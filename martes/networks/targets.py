@@ -1,6 +1,7 @@
 """Copies of networks that stay behind, so that what is learned towards does not move with every step."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import TypeVar
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 EMPTY = (dict, OrderedDict, set)
+SETTLED = (bool, int, float, str, type(None))
 
 
 def still_copy(module: Module) -> Module:
@@ -17,13 +19,38 @@ def still_copy(module: Module) -> Module:
     Buffers that are no part of its state never change, and are shared.
     """
     saved = module.state_dict().keys()
-    known: dict[int, object] = {id(each): each for name, each in module.named_buffers() if name not in saved}
-    # A module has a dozen collections for hooks, nearly always empty, which cost deepcopy more than all else together.
-    empty = (each for part in module.modules() for each in vars(part).values() if type(each) in EMPTY and not each)
-    known |= {id(each): type(each)() for each in empty}
-    still = deepcopy(module, known).requires_grad_(False)
-    vars(still)["_followed"] = module  # no part of the copy: neither its state nor its parameters know it
-    return still
+    own = {id(each): still(each.detach().clone()) for each in module.parameters()}
+    shared = {id(each): each for name, each in module.named_buffers() if name not in saved}
+    copied = copied_with(module, own | shared)
+    vars(copied)["_followed"] = module  # no part of the copy: neither its state nor its parameters know it
+    return copied
+
+
+def still(tensor: Tensor) -> nn.Parameter:
+    """A parameter of this tensor, not a copy, that no gradient reaches."""
+    return nn.Parameter(tensor.detach(), requires_grad=False)
+
+
+def copied_with(module: Module, known: Mapping[int, Tensor]) -> Module:
+    """A copy of a module with other tensors, `known` by the identity of those that they stand in for.
+
+    Settings that never change are shared.
+    """
+    parts = [part for part in module.modules() if type(part).__setstate__ is nn.Module.__setstate__]
+    copies = {id(part): nn.Module.__new__(type(part)) for part in parts}
+    stands: dict[int, object] = {**known, **copies}
+    for part in parts:
+        # Of a module's two dozen attributes nearly all are empty or never change, and deepcopy asks long about each.
+        own = vars(copies[id(part)])
+        for name, each in vars(part).items():
+            own[name] = type(each)() if type(each) in EMPTY and not each else _copied(each, stands)
+    return deepcopy(module, stands)
+
+
+def _copied(value: object, stands: dict[int, object]) -> object:
+    settings = getattr(value, "__dataclass_params__", None)
+    is_settled = type(value) in SETTLED or (settings is not None and settings.frozen)
+    return value if is_settled else deepcopy(value, stands)
 
 
 def followed(module: nn.Module) -> nn.Module | None:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from martes.compiling import compiled
 from martes.data import Field, Fields, Memory, TimeStep, Workspace
 from martes.data.trees import cleared, mapped, outline
 from martes.errors import DataError, nearest
@@ -66,6 +67,15 @@ class TemporalModule(nn.Module):
     def fields(self) -> dict[str, Field]:
         """What acting with it adds to a team's schema: a field for each name it writes, beyond the action."""
         return {}
+
+    def compile_acting(self, device: torch.device) -> None:
+        """Compiles what is `hot` for a device: of this module, not of its copies, nor where it is sent."""
+        for name in self.hot:
+            setattr(self, name, compiled(getattr(self, name), device, is_small=True))
+
+    def __getstate__(self) -> dict[str, object]:
+        """What copies and other processes are given."""
+        return {name: each for name, each in vars(self).items() if name not in self.hot}
 
     def part_for(self, name: str) -> "TemporalModule":
         """The part of this module that is enough to write `name`: acting alone needs no critic."""
@@ -218,11 +228,15 @@ class Chain(TemporalModule):
         return {name: drawn for module in modules for name, drawn in module.value_noise(envs, generator).items()}
 
     def value(self, inputs: Inputs, memory: Memory) -> Tensor:
-        """The value of the member that writes it."""
-        for module, carried in self._shares(memory):
-            if "value" in module.writes:
-                return module.value(inputs, carried)
-        raise DataError("no member of this chain writes a value")
+        """The value of the member that writes it, which sees what members before it make of the inputs."""
+        memories = {id(module): carried for module, carried in self._shares(memory)}
+        needed = self.part_for("value")._modules_in_order()
+        if not needed:
+            raise DataError("no member of this chain writes a value")
+        (*before, critic), outputs = needed, Outputs()
+        for module in before:
+            outputs |= module({**inputs, **outputs}, memories[id(module)])[0]
+        return critic.value({**inputs, **outputs}, memories[id(critic)])
 
 
 OnCut = Callable[[int, TimeStep, Memory], bool | None]
@@ -328,11 +342,19 @@ def replay(
     """
     names = (*module.reads, *given)
     refuse_missing(module, workspace, names)
-    inputs: Fields = {name: workspace[name][: workspace.time] for name in names}
+    inputs: Fields = {name: _over_time(workspace, name) for name in names}
     start = workspace["start"][: workspace.time]
     run = TemporalModule.sequence.__get__(module) if stepwise else module
     outputs, _ = run(inputs, _memory_of(module, workspace), start)
     return outputs
+
+
+def _over_time(workspace: Workspace, name: str) -> Tensor:
+    """A field at each step; a constant is the same at all."""
+    content = workspace[name]
+    if workspace.schema[name].over_time:
+        return content[: workspace.time]
+    return content.expand(workspace.time, *content.shape)
 
 
 def _memory_of(module: TemporalModule, workspace: Workspace) -> Memory:

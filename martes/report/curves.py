@@ -110,7 +110,14 @@ def learning_curve(
 
     Raises ConfigError for a suffix of no kind of picture.
     """
-    figure = learning_curves(runs, random, metric)
+    return saved(learning_curves(runs, random, metric), path)
+
+
+def saved(figure: "Figure", path: Path) -> Path:
+    """The path of a figure, written as its suffix says; without one, as PNG.
+
+    Raises ConfigError for a suffix of no kind of picture.
+    """
     kinds = figure.canvas.get_supported_filetypes()
     path = path if path.suffix else path.with_suffix(".png")
     if path.suffix[1:].lower() not in kinds:

@@ -1,16 +1,17 @@
-"""Means over seeds with their 95 % intervals, as tables and curves show them."""
+"""Means over seeds and tasks with their 95 % intervals, as tables and curves show them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from martes.maths.statistics import bootstrap_interval
+from martes.maths.statistics import bootstrap_interval, interquartile_mean
 from martes.report.records import RETURN, Record
 
 
 class Interval(NamedTuple):
-    """A mean and the ends of its 95 % interval."""
+    """A mean, or an interquartile mean, and the ends of its 95 % interval."""
 
     mean: float
     low: float
@@ -31,9 +32,26 @@ def interval(values: Sequence[float]) -> Interval:
     """
     if not values:
         raise ValueError("an interval needs at least one value")
-    numbers = torch.tensor(values, dtype=torch.float64)
-    low, high = bootstrap_interval(numbers, 0.95, torch.Generator().manual_seed(0))
-    return Interval(float(numbers.mean()), float(low), float(high))
+    return mean([values])
+
+
+def mean(strata: Sequence[Sequence[float]]) -> Interval:
+    """The mean of the values of all strata, and its percentile bootstrap interval, drawn inside each stratum."""
+    return _pooled(strata, lambda numbers: numbers.mean(-1))
+
+
+def interquartile(strata: Sequence[Sequence[float]]) -> Interval:
+    """Likewise the mean of their middle half: a quarter of all values, rounded down, is left out at each end.
+
+    Source: Agarwal et al. 2021, section 4.3.
+    """
+    return _pooled(strata, interquartile_mean)
+
+
+def _pooled(strata: Sequence[Sequence[float]], statistic: Callable[[Tensor], Tensor]) -> Interval:
+    numbers = [torch.tensor(values, dtype=torch.float64) for values in strata]
+    low, high = bootstrap_interval(numbers, 0.95, torch.Generator().manual_seed(0), statistic=statistic)
+    return Interval(float(statistic(torch.cat(numbers))), float(low), float(high))
 
 
 def tenth(runs: Sequence[Record], which: int, metric: str = RETURN) -> Interval | None:
@@ -41,6 +59,12 @@ def tenth(runs: Sequence[Record], which: int, metric: str = RETURN) -> Interval 
 
     The tenths are those of the steps that each run made; a measurement on a border counts on both sides.
     """
+    means = means_in_tenth(runs, which, metric)
+    return interval(means) if means else None
+
+
+def means_in_tenth(runs: Sequence[Record], which: int, metric: str = RETURN) -> list[float]:
+    """What `tenth` is about, one number for each run that measured there."""
     means: list[float] = []
     for run in runs:
         series = run.series(metric)
@@ -48,7 +72,7 @@ def tenth(runs: Sequence[Record], which: int, metric: str = RETURN) -> Interval 
         inside = [value for step, value in series if which * end <= 10 * step <= (which + 1) * end]
         if inside:
             means.append(sum(inside) / len(inside))
-    return interval(means) if means else None
+    return means
 
 
 def last(runs: Sequence[Record], metric: str = RETURN) -> Interval | None:

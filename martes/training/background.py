@@ -172,7 +172,7 @@ def examining(pipe: Connection, copies: range, closing: ExitStack, told: bytes |
 
     def answer(order: bytes) -> bytes:
         weights.load(test.policy)
-        scores = evaluate(test.policy.eval(), env, test.episodes, int.from_bytes(order, "little"), test.greedy, alive)
+        scores = evaluate(test.policy, env, test.episodes, int.from_bytes(order, "little"), test.greedy, alive)
         return DONE + pickle.dumps(scores)
 
     return answer

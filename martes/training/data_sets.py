@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from martes.data import Fields, Schema, TeamSpec, Workspace
-from martes.data.data_set import as_data_set, data_set
+from martes.data.data_set import as_data_set, data_set, possible
 from martes.envs.adapters.spaces import Seats, ours
 from martes.errors import DataError, require
 
@@ -26,7 +26,15 @@ def data_from(place: str, team: TeamSpec) -> Workspace:
     path = Path(place)
     if not path.exists():
         raise DataError(f"there is no data set {place}: record one with `martes evaluate RUN --record {place}`")
-    return _of_hdf5(path, team) if path.suffix in HDF5 else Workspace.load(path)
+    return _of_hdf5(path, team) if path.suffix in HDF5 else possible(team, Workspace.load(path))
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Raises DataError where no file can lie, MissingExtra where h5py is missing: before hours of play, not after."""
+    if path.suffix in HDF5:
+        require("h5py", "offline")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise DataError(f"cannot write {path}: name a file in a folder that exists")
 
 
 def write_data(data: Workspace, path: Path) -> None:
@@ -126,12 +134,12 @@ def _alone(
     """The fields of one episode of a team of one. Raises DataError where the team is larger, or of another kind."""
     if team.size > 1:
         raise DataError(f"this data set holds the episodes of one agent; the team is {', '.join(team.agents)}")
-    schema, steps = Schema.from_team(team), len(done)
+    steps = len(done)
     discount = torch.ones(steps, 1)
     discount[-1] = not is_terminal
     try:
         rows = {field: torch.from_numpy(rows).reshape(steps + 1, *_shape(team, field)) for field, rows in seen.items()}
-        action = torch.from_numpy(done).reshape(steps, *_shape(team, "action")).to(schema["action"].dtype)
+        action = torch.from_numpy(done).reshape(steps, *_shape(team, "action"))
     except (RuntimeError, KeyError) as error:
         raise DataError(f"this data set does not fit the task: {error}") from error
     return {

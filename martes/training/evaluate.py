@@ -1,11 +1,12 @@
 """Test episodes: what a policy earns, in environments and from random streams that training never sees."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from martes.data import Schema, TimeStep, VectorEnv, Workspace
 from martes.errors import ConfigError, EnvError
@@ -60,13 +61,26 @@ def evaluate(
     workspace.write(span, {**first.seen, "start": first.start})
     memory = actor.initial_memory(env.num_envs)
     chain = Chain(scored, actor)
-    while not scored.is_complete:
-        workspace.carry()
-        workspace.memory = memory
-        memory = act(chain, workspace, 0, span, generator=generator)
-        refuse_nonfinite(workspace)
-        scored.refuse_endless()
+    with evaluating(chain):
+        while not scored.is_complete:
+            workspace.carry()
+            workspace.memory = memory
+            memory = act(chain, workspace, 0, span, generator=generator)
+            refuse_nonfinite(workspace)
+            scored.refuse_endless()
     return scored.scores()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, the module evaluates (no dropout); afterwards those of its parts train that trained before."""
+    training = [part for part in module.modules() if part.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 class ScoredEnv:

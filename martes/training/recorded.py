@@ -23,8 +23,7 @@ def recorded(policy: AutoregressiveTeam, schema: Schema, read: Arguments, rollou
     An episode is over for the team where each agent is done or truncated. An agent that is done, and not truncated,
     can expect nothing more (discount 0).
     """
-    rollout = {name: value for name, value in rollout.items() if value is not None}
-    _refuse_names(rollout)
+    rollout = _named(rollout)
     obs = read.numbers("observations", rollout["observations"], f"{LEAD} obs_dim")
     after = read.numbers("next_obs", rollout["next_obs"], "batch n_agents obs_dim")
     dones = read.team_flags("dones", rollout["dones"], "rollout_length batch")
@@ -50,13 +49,18 @@ def recorded(policy: AutoregressiveTeam, schema: Schema, read: Arguments, rollou
     return window
 
 
-def _refuse_names(rollout: Mapping[str, object]) -> None:
-    for name in rollout:
+def _named(rollout: object) -> dict[str, object]:
+    """The entries that were given. Raises ArgumentError where one is unknown or missing, or there are none to read."""
+    if not isinstance(rollout, Mapping):
+        raise ArgumentError(f"rollout_data is {type(rollout).__name__}: give a dict of {', '.join(REQUIRED)}")
+    given = {str(name): value for name, value in rollout.items() if value is not None}
+    for name in given:
         if name not in (*REQUIRED, *OPTIONAL):
             raise ArgumentError(f"{name} is no entry of a rollout{nearest(name, (*REQUIRED, *OPTIONAL))}")
     for name in REQUIRED:
-        if name not in rollout:
+        if name not in given:
             raise ArgumentError(f"{name} is missing: a rollout holds {', '.join(REQUIRED)}")
+    return given
 
 
 def _filled(schema: Schema, given: Mapping[str, Tensor]) -> Workspace:

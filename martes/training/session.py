@@ -1,6 +1,7 @@
 """The moving parts of a run in progress, and the state that lets it go on as if it had never stopped."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -48,15 +49,18 @@ class Session:
         seed, device = plan.training.seed, plan.training.device
         data = plan.training.data
         self.env = make(plan.env, 1 if data else plan.env.copies, device)
-        if note := getattr(self.env, "note", ""):
-            log.message(note)
-        self.learner = plan.algorithm.learner(self.env.team, generator_of(seed, "learning", device=device))
-        self.collector: Collector | Nobody
-        if data is None:
-            refuse_without_data(self.learner)
-            self.collector = Collector(self.env, self.learner, generator_of(seed, "acting", device=device))
-        else:
-            self.collector = Nobody(self.learner, data, self.env.team)
+        with ExitStack() as unless_all_goes_well:
+            unless_all_goes_well.callback(self.env.close)
+            if note := getattr(self.env, "note", ""):
+                log.message(note)
+            self.learner = plan.algorithm.learner(self.env.team, generator_of(seed, "learning", device=device))
+            self.collector: Collector | Nobody
+            if data is None:
+                refuse_without_data(self.learner)
+                self.collector = Collector(self.env, self.learner, generator_of(seed, "acting", device=device))
+            else:
+                self.collector = Nobody(self.learner, data, self.env.team)
+            unless_all_goes_well.pop_all()
 
     def __enter__(self) -> "Session":
         return self
@@ -64,9 +68,10 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for each in (self._evaluator, self.env, self._test_env):
-            if each is not None:
-                each.close()
+        with ExitStack() as closing:  # each is closed, whatever comes of the others
+            for each in (self._test_env, self.env, self._evaluator):
+                if each is not None:
+                    closing.callback(each.close)
 
     def begin(self, origin: Path | None = None) -> None:
         """Goes to where the checkpoint `origin` (none given: the newest of the folder) was saved, or to the first step.

@@ -120,7 +120,7 @@ def test_critic_loss_is_the_mean_over_the_agents_of_living_teams(name: str, kind
     learner, batch = begun(WORLDS[name], replace(KINDS[kind], batch=30))
     batch["weight"] = torch.linspace(0.1, 1, 30)
     twin = deepcopy(learner.generator.get_state())
-    loss, metrics = learner.critic_loss(batch)
+    loss, metrics, _ = learner.critic_loss(batch)
     learner.generator.set_state(twin)
     target, inputs = learner.targets(batch)[0], at(learner, batch, 0)
     q = learner.critics(learner.critics.joint(inputs, learner.codes.of_actions(batch["action"][0]))).detach()
@@ -173,7 +173,7 @@ def test_what_stands_where_nobody_is_moves_no_gradient(sharing: str) -> None:
     learner, batch = begun(World("continuous", has_deaths=True), config)
     gradients = list[list[Tensor]]()
     for _ in range(2):
-        for loss, _ in (learner.critic_loss(batch), learner.policy_loss(batch)):
+        for loss, *_ in (learner.critic_loss(batch), learner.policy_loss(batch)):
             loss.backward()
         learned = (*learner.policy.parameters(), *learner.critics.parameters())
         gradients.append([each.grad.clone() for each in learned])  # pyright: ignore

@@ -55,6 +55,17 @@ def test_metrics_mean_what_they_say() -> None:
     assert all(each.ndim == 0 for each in told.values())
 
 
+def test_the_huber_loss_does_not_follow_far_errors() -> None:
+    learner, batch = begun(WORLDS["masked"])
+    errors = learner.errors(batch)
+    far = errors.td.detach().abs()[errors.mask]
+    limit = far.median().item()
+    learner.config = replace(QUICK, huber=limit)
+    by_hand = torch.where(far <= limit, far.square(), limit * (2 * far - limit)).mean()
+    assert torch.allclose(learner.loss(batch)[0], by_hand, rtol=1e-4)
+    assert by_hand < 0.95 * far.square().mean()
+
+
 # ---------------------------------------------------------------------------------------------------------- units
 def test_whole_copies_come_every_so_many_gradient_steps() -> None:
     for envs in (2, 6):  # whatever the number of environments

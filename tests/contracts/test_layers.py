@@ -64,3 +64,11 @@ def test_importing_martes_needs_the_core_alone():
 
 def test_maths_imports_torch_and_jaxtyping_alone():
     assert not foreign("martes/maths", MATHS)
+
+
+def test_no_script_hides_a_package():
+    """A script's own folder comes first where Python looks: examples/gym.py would be taken for the package."""
+    scripts = {path.stem for path in [*(ROOT / "examples").glob("*.py"), *ROOT.glob("*.py")]}
+    known = {*sys.stdlib_module_names, *packages_distributions()}
+    assert scripts and not scripts & known
+    assert {"gymnasium", "statistics"} <= known

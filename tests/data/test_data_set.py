@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from martes.data import Discrete, Schema, TeamSpec, Vector, Workspace
+from martes.data import Discrete, MultiDiscrete, Schema, TeamSpec, Vector, Workspace
 from martes.data.data_set import as_data_set, data_set, returns_of, steps_of
 from martes.data.experience import Episodes, Replayed, Transitions
 from martes.errors import DataError
@@ -93,9 +93,39 @@ def test_what_is_no_data_set_is_refused() -> None:
         data_set(TEAM, [{name: part for name, part in episode(0, 2).items() if name != "reward"}])
     with pytest.raises(DataError, match=r"'obs' of an episode of 2 steps is \[2, 2, 2\]: it must be \[3, 2, 2\]"):
         data_set(TEAM, [episode(0, 2) | {"obs": torch.zeros(2, 2, 2)}])
+    nothing = {name: part[: len(part) - 2] for name, part in episode(0, 2).items()}
+    for number, empty in enumerate([[nothing], [episode(0, 2), nothing], [episode(0, 2), episode(0, 1), {}]]):
+        with pytest.raises(DataError, match=f"episode {number} of the data set has no 'action', or none"):
+            data_set(TEAM, empty)
     with pytest.raises(DataError, match="2 environments is no data set"):
         steps_of(Workspace(Schema.from_team(TEAM), time=4, envs=2))
     with pytest.raises(DataError, match="give at least one"):
         data_set(TEAM, [])
     with pytest.raises(DataError, match="or give more data, or a smaller batch"):
         list(experience(Episodes(4)).due(5))
+
+
+@pytest.mark.parametrize(
+    ("action", "told"),
+    [
+        (torch.tensor([[0.0, 0.5]]), r"'action' of the data set holds 0.5, which torch.int64 cannot"),
+        (torch.tensor([[1, 50]]), "a_1 did 50 in row 0 of the data set: it has the actions 0 to 49"),
+        (torch.tensor([[-1, 0]]), "a_0 did -1 in row 0"),
+    ],
+)
+def test_what_nobody_can_do_is_refused(action: torch.Tensor, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        data_set(TEAM, [episode(0, 1) | {"action": action}])
+    with pytest.raises(DataError, match=told):
+        as_data_set(TEAM, {name: DATA[name] for name in DATA.names} | {"action": action.expand(10, 1, 2)})
+
+
+def test_choices_of_the_absent_and_of_padding_do_not_matter() -> None:
+    spaces = {"a_0": MultiDiscrete((2, 3)), "b_0": MultiDiscrete((2,))}
+    team = TeamSpec.of_agents(dict.fromkeys(spaces, Vector(1)), spaces)
+    given = {"obs": torch.zeros(2, 2, 1), "reward": torch.zeros(1, 2), "action": torch.tensor([[[1, 2], [1, 9]]])}
+    assert data_set(team, [given])["action"].tolist() == [[[[1, 2], [1, 9]]]]
+    wrong = given | {"action": torch.tensor([[[1, 3], [1, 9]]])}
+    with pytest.raises(DataError, match="a_0 did 3 in row 0 of the data set: it has the actions 0 to 2"):
+        data_set(team, [wrong])
+    data_set(team, [wrong | {"agent_mask": torch.tensor([[False, True]] * 2)}])

@@ -148,6 +148,18 @@ class Plain:
         return [[self.t], [self.t]], rewards, False, {}
 
 
+class Counted(Plain):
+    made = open = 0
+
+    def __init__(self):
+        super().__init__()
+        Counted.made += 1
+        Counted.open += 1
+
+    def close(self):
+        Counted.open -= 1
+
+
 def needs(agents: int):
     return Crowd(agents)
 
@@ -223,6 +235,22 @@ def test_a_plain_class_is_a_factory_of_single_copies(module: str, workers: int):
 def test_settings_that_would_be_ignored_or_cannot_be_are_refused(values: dict[str, Any], told: str):
     with pytest.raises(ConfigError, match=told):
         environment(Environment("mpe-spread", 2, **values))
+
+
+def test_copies_are_closed_that_cannot_be_wrapped(module: str):
+    task = Environment("mine", 3, f"{module}:Counted")
+    with pytest.raises(ConfigError, match="this team sees no pictures"):
+        environment(replace(task, wrap=Wrap(shrink=2)))
+    assert sys.modules[module].Counted.open == 0
+    environment(task).close()
+    assert sys.modules[module].Counted.open == 0
+
+
+def test_who_lets_workers_step_makes_one_copy_to_ask_what_it_is_and_closes_it(module: str):
+    with closing(environment(Environment("mine", 3, f"{module}:Counted", workers=2))) as env:
+        env.reset(0)
+        here = sys.modules[module].Counted
+        assert (here.made, here.open) == (1, 0)
 
 
 def test_rules_that_are_no_functions_of_tensors_are_not_compiled(module: str):

@@ -20,7 +20,7 @@ from martes.envs import process
 from martes.envs.adapters.pettingzoo import pettingzoo
 from martes.envs.pace import drawn_actions, medians
 from martes.envs.process import Hosting, hosted_env, process_env
-from martes.envs.single import HostedEnv, Maker, save_replay, serial_env
+from martes.envs.single import HostedEnv, Maker, is_recording, save_replay, serial_env
 from martes.errors import ConfigError, EnvError, MissingExtra
 from tests.envs.contract import Promise, assert_same, check, played
 from tests.envs.leftovers import descendants, nothing_left
@@ -87,6 +87,9 @@ class Recorder(Ramble):
         self.steps += 1
         return super().step(action, row)
 
+    def is_recording(self) -> bool:
+        return True
+
     def save_replay(self) -> None:
         if self.folder is None:
             raise EnvError("nothing was recorded")
@@ -104,6 +107,13 @@ def test_replays_are_saved_by_the_workers_that_have_them(tmp_path, unchecked):
         with pytest.raises(EnvError, match=r"environment copy [01].*nothing was recorded"):
             save_replay(env)
         env.reset(1)  # it goes on
+
+
+def test_workers_tell_whether_all_copies_record(unchecked):
+    for make, expected in ((partial(Recorder, None), True), (Ramble, False)):
+        with closing(process_env(make, 3, hosting=QUICK)) as env:
+            env.reset(0)
+            assert is_recording(env) is is_recording(serial_env(make, 3)) is expected
 
 
 @pytest.mark.parametrize("task", ["dying", "masked", "image"])

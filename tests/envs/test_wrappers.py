@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from martes.data import Continuous, Discrete, Image, MultiDiscrete, TeamSpec, Vector, VectorEnv
+from martes.data import Continuous, Discrete, Image, MultiDiscrete, TeamSpec, TimeStep, Vector, VectorEnv
 from martes.envs.batched.engine import BatchedEnv, Outcome, State
 from martes.envs.changes import SideBySide
 from martes.envs.pace import drawn_actions
@@ -298,3 +298,29 @@ def test_side_by_side_is_each_agents_true_vectors_joined(agents: int, widths: li
         )
         assert torch.equal(joined[:, agent, : expected.shape[1]], expected)
         assert not joined[:, agent, expected.shape[1] :].any()
+
+
+class Careless(BatchedEnv):
+    """Its `final` says nothing of copies that play on."""
+
+    def step(self, action: Tensor) -> TimeStep:
+        step = super().step(action)
+        cut = step.cut
+        if step.final is not None:
+            step.final = {name: value * cut.view(-1, *(1,) * (value.ndim - 1)) for name, value in step.final.items()}
+        return step
+
+
+@pytest.mark.parametrize("wrap", [Wrap(frame_stack=3), Wrap(last_action=True)])
+def test_what_final_says_of_copies_that_play_on_is_not_remembered(wrap: Wrap):
+    env, careless = wrapped(BatchedEnv(World(), 4), wrap), wrapped(Careless(World(), 4), wrap)
+    step, generator, ended = env.reset(1), torch.Generator().manual_seed(1), 0
+    careless.reset(1)
+    for _ in range(20):
+        action = drawn_actions(env.team, step, generator)
+        step, other = env.step(action), careless.step(action)
+        assert all(torch.equal(value, other.seen[name]) for name, value in step.seen.items())
+        ended += int(step.cut.any() and not step.cut.all())
+        if step.final is not None:
+            assert torch.equal(step.final["obs"][step.cut], other.final["obs"][step.cut])
+    assert ended

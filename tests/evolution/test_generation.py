@@ -6,6 +6,7 @@ from math import inf, nan
 import pytest
 import torch
 
+from martes.algorithms.off_policy import Store
 from martes.data import VectorEnv
 from martes.envs.catalogue import environment
 from martes.envs.settings import Environment
@@ -114,6 +115,14 @@ def test_a_member_that_diverges_is_put_last_and_stays_as_it_was(monkeypatch):
     again = outcome(told.member, work(plan, 2, 144), Site())
     assert again.member.fitness[-1] == -inf
     assert again.member.steps == member.steps
+
+
+def test_a_member_whose_store_can_never_hold_a_batch_is_put_last_and_not_the_end():
+    """Two environments keep 5 rows each, of which one is what they see now."""
+    plan = q_plan(store=Store(capacity=10), batch=10)
+    told = outcome(members(plan, 1)[0], work(plan), Site())
+    assert told.member.fitness == (-inf,)
+    assert "is full and holds" in told.note
 
 
 def test_a_fitness_that_is_no_number_counts_as_having_diverged():

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from martes.data import TeamSpec
+from martes.data.limits import Range
 from martes.errors import CheckpointError, ConfigError, NonFiniteError
 from martes.evolution.fitness import team_return
 from martes.evolution.folder import PopulationFolder, Saved, save, save_run
@@ -21,7 +22,6 @@ from martes.evolution.loop import Result
 from martes.evolution.member import Member
 from martes.evolution.population import breeding_of, first_generation, next_generation
 from martes.evolution.settings import Chances, Evolution
-from martes.evolution.space import Range
 from martes.training import checkpoint
 from martes.training.evaluate import Scores
 from tests.evolution.populations import EVOLUTION, TEAM, a_plan, evolved, members, q_plan, same, states, work

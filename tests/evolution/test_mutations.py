@@ -9,11 +9,12 @@ from martes.algorithms.off_policy import Store
 from martes.algorithms.ppo import PPO
 from martes.algorithms.soft_actor_critic import SAC
 from martes.data import Continuous, TeamSpec
+from martes.data.limits import Range
 from martes.errors import ConfigError
 from martes.evolution.generation import Site, outcome
 from martes.evolution.member import UNCHANGED, Member, child, newborn, revived
-from martes.evolution.mutations import Hyperparameter, Mutations, Parameters, Unchanged
-from martes.evolution.space import Range, number_at, space_of
+from martes.evolution.mutations import Hyperparameter, Mutations, Parameters, Unchanged, free_of_stores
+from martes.evolution.space import number_at, space_of
 from martes.networks import Network
 from tests.evolution.populations import TEAM, a_plan, members, q_plan, states, work
 
@@ -195,6 +196,32 @@ def test_a_batch_never_grows_beyond_the_store():
     mutation.refuse_unfit(algorithm, TEAM)
     full = newborn(algorithm, TEAM, 0, torch.Generator())
     assert {drawn(mutation, full, seed).change.after for seed in range(10)} == {72}
+
+
+def test_numbers_that_touch_no_store_are_found_once_and_mutate_alike():
+    algorithm = q_plan(store=Store(capacity=100), batch=90).algorithm
+    space = space_of(algorithm, {"algorithm.lr": (), "algorithm.batch": (8, 512), "algorithm.ratio": ()})
+    free = free_of_stores(algorithm, space, TEAM)
+    assert free == {"algorithm.lr", "algorithm.ratio"}, "512 is more than the store has"
+    fitting = space | {"algorithm.batch": Range(8, 100.5)}
+    assert free_of_stores(algorithm, fitting, TEAM) == set(space)
+    assert not free_of_stores(algorithm, {"algorithm.store.capacity": Range(90, 500)}, TEAM)
+    member = newborn(algorithm, TEAM, 0, torch.Generator())
+    for seed in range(8):
+        slow, fast = (drawn(Hyperparameter(space, True, each), member, seed).change for each in (frozenset(), free))
+        assert slow == fast
+
+
+def test_the_weights_that_act_are_remembered_by_the_form_of_the_policy(member, monkeypatch):
+    mutation, made = Parameters(share=1.0), list[object]()
+    learner = PPO.learner
+    monkeypatch.setattr(PPO, "learner", lambda *given: made.append(given) or learner(*given))
+    changes = [drawn(mutation, member, seed).change for seed in range(4)]
+    assert len(made) == 1
+    assert changes == [drawn(Parameters(share=1.0), member, seed).change for seed in range(4)]
+    wide = replace(member.algorithm, network=replace(member.algorithm.network, hidden=(16, 16)))
+    drawn(mutation, newborn(wide, TEAM, 0, torch.Generator()))
+    assert len(made) == 1 + 4 + 2
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,8 @@ def test_clipped_value_loss_by_hand() -> None:
 
 
 def test_huber_by_hand() -> None:
-    torch.testing.assert_close(huber(row(-3.0, 0.5, 2.0), 2.0), row(2 * (3 - 1), 0.125, 2.0))
+    torch.testing.assert_close(huber(row(-3.0, 0.5, 2.0), 2.0), row(2 * (2 * 3 - 2), 0.25, 4.0))
+    torch.testing.assert_close(huber(row(-3.0, 0.5, 2.0), None), row(9.0, 0.25, 4.0))
 
 
 @given(st.lists(st.floats(-20, 5), min_size=1, max_size=9))

@@ -106,6 +106,18 @@ def test_strata_are_resampled_apart() -> None:
     assert [end.item() for end in medians] == [3.0, 3.0]
 
 
+def test_strata_of_unequal_sizes_are_pooled_run_by_run() -> None:
+    generator = torch.Generator().manual_seed(0)
+    uneven = [torch.full((3,), 1.0), torch.full((1,), 5.0)]
+    assert [end.item() for end in bootstrap_interval(uneven, 0.95, generator)] == [2.0, 2.0]
+    values = torch.randn(2, 9)
+    of_rows, of_tensor = (
+        bootstrap_interval(each, 0.9, torch.Generator().manual_seed(7), statistic=interquartile_mean)
+        for each in ([*values], values)
+    )
+    assert of_rows == of_tensor
+
+
 def test_the_same_generator_gives_the_same_interval() -> None:
     values = torch.randn(9)
     first, second = (bootstrap_interval(values, 0.9, torch.Generator().manual_seed(7)) for _ in range(2))

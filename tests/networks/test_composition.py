@@ -74,6 +74,15 @@ def test_members_of_a_chain_draw_different_streams():
     assert all(torch.equal(drawn[name], again[name]) for name in drawn)
 
 
+def test_the_part_that_acts_keeps_the_name_of_its_noise():
+    team = World().team
+    one, other = (Policy(team, GRU, "shared", generator(seed)) for seed in (1, 2))
+    names = {"action": "other_action", "log_prob": "other_log_prob", "noise": "other_noise"}
+    part = Chain(other, Critic(team, GRU, "local", "shared", generator())).renamed(**names).part_for("other_action")
+    assert part.writes == ("other_action", "other_log_prob")
+    assert Chain(one, part).noise(2, generator()).keys() == {"noise", "other_noise"}
+
+
 def test_a_name_that_the_module_does_not_know_is_refused():
     critic = Critic(World().team, GRU, "local", "shared", generator())
     with pytest.raises(DataError, match=r"Critic.*'valeu'; did you mean 'value'"):

@@ -12,6 +12,7 @@ from martes.errors import ConfigError, DataError, EnvError
 from martes.networks import Chain, Network, Policy, TemporalModule, act
 from martes.networks.imagination import Dynamics, Imagined
 from martes.networks.tape import taped
+from martes.training import checkpoint
 from tests.worlds import World
 
 PLAIN = Network(hidden=(16,))
@@ -89,6 +90,32 @@ def test_equal_seeds_give_equal_dreams_and_starts_are_drawn():
     env = Imagined(Counting(), TEAM, {"obs": torch.arange(9.0).view(9, 1, 1) - 9}, 4)
     one, two, three = (env.reset(seed).seen["obs"].flatten().tolist() for seed in (1, 1, 2))
     assert one == two != three
+
+
+def test_a_dream_goes_on_where_it_was_saved(tmp_path):
+    def dream() -> Imagined:
+        return Imagined(Counting(), TEAM, {"obs": torch.arange(9.0).view(9, 1, 1) - 9}, 4, limit=5)
+
+    env, action = dream(), torch.zeros(4, 1, dtype=torch.int64)
+    assert isinstance(env, VectorEnv)
+    env.reset(1)
+    last = [env.step(action) for _ in range(7)][-1]
+    twin = dream()
+    shown = twin.load_state_dict(checkpoint.load(checkpoint.save(tmp_path, env.state_dict(), 1, 1)))  # pyright: ignore
+    assert torch.equal(shown.seen["obs"], last.seen["obs"]) and torch.equal(shown.start, last.start)
+    for _ in range(9):
+        one, other = env.step(action), twin.step(action)
+        assert torch.equal(one.seen["obs"], other.seen["obs"]) and torch.equal(one.reward, other.reward)
+        assert torch.equal(one.cut, other.cut)
+    with pytest.raises(EnvError, match="no state of 4 imagined"):
+        twin.load_state_dict(env.state_dict() | {"elapsed": torch.zeros(3)})
+    with pytest.raises(EnvError, match="not the state of imagined"):
+        twin.load_state_dict({})
+    with pytest.raises(EnvError, match="Counting imagines has no picture"):
+        twin.render()
+    twin.close()
+    with pytest.raises(EnvError, match="reset"):
+        twin.step(action)
 
 
 def test_a_model_that_tells_too_little_is_refused():

@@ -121,8 +121,9 @@ def test_replacing_each_ones_own_action_is_making_so_many_joint_actions(name: st
         assert (moved == 0).all(), "an agent's critic knows nothing of what others would do now"
 
 
-def test_the_first_critic_lies_in_the_memory_of_both() -> None:
-    team, form = WORLDS["image"].team, replace(FORM, network=Network(hidden=(8,), normalise=True))
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_first_critic_lies_in_the_memory_of_all(count: int) -> None:
+    team, form = WORLDS["image"].team, replace(FORM, count=count, network=Network(hidden=(8,), normalise=True))
     critics, codes = made(team, form)
     judge = first_critic(critics, team, form, codes)
     inputs, done, _ = seen(WORLDS["image"], codes)
@@ -134,6 +135,7 @@ def test_the_first_critic_lies_in_the_memory_of_both() -> None:
     assert torch.equal(judge.joint(inputs, done)["joint"], joint["joint"])
     assert torch.allclose(judge(joint)[:, 0], critics(joint)[:, 0], atol=1e-6)
     assert not any(each.requires_grad for each in judge.parameters())
+    assert all(each.requires_grad for each in critics.parameters())
     critics.load_state_dict({name: value + 1 for name, value in critics.state_dict().items()})
     assert torch.allclose(judge(joint)[:, 0], critics(joint)[:, 0], rtol=1e-4)
 

@@ -33,6 +33,15 @@ def test_sequence_is_the_loop_of_step_and_of_what_acted(world: str, sharing: str
     check_faces(chain, workspace)
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_a_continuous_action_is_scored_even_where_its_sample_was_not_recorded() -> None:
+    chain, workspace = recorded(WORLDS["continuous"], SHAPES["memory"])
+    told = replay(chain, workspace, given=("action",))
+    inside = workspace["sample"].abs().amax(-1) < 3
+    assert inside.float().mean() > 0.5
+    assert torch.allclose(told["log_prob"][inside], workspace["log_prob"][inside], atol=0.02)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("world", ["dying", "continuous", "multi-discrete-masked"])
 def test_every_shape_keeps_the_law(world: str, shape: str) -> None:

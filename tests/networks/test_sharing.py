@@ -1,5 +1,7 @@
 """Slots: the layout, stacked layers against one layer an agent, and gradients cut per slot."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from hypothesis import given
@@ -84,18 +86,17 @@ def test_padded_weights_are_zero_and_stay_zero() -> None:
 
 
 def test_each_slot_is_clipped_alone() -> None:
-    parameters = [nn.Parameter(torch.zeros(2, 3)), nn.Parameter(torch.zeros(2, 4, 5))]
-    for each in parameters:
-        each.grad = torch.randn_like(each)
-        each.grad[0] *= 1e-3
+    gradients = [torch.randn(2, 3), torch.randn(2, 4, 5)]
+    for each in gradients:
+        each[0] *= 1e-3
 
-    def length(slot: int) -> Tensor:
-        return torch.cat([each.grad[slot].flatten() for each in parameters]).norm()  # pyright: ignore
+    def length(of: Sequence[Tensor], slot: int) -> Tensor:
+        return torch.cat([each[slot].flatten() for each in of]).norm()
 
-    small, large = length(0), length(1)
-    norms = clipped_by_slot(parameters, 2, 1.0)
-    assert torch.allclose(norms, torch.stack([small, large]))
-    assert torch.allclose(length(0), small) and torch.allclose(length(1), torch.tensor(1.0), atol=1e-4)
+    cut, norms = clipped_by_slot(gradients, 2, 1.0)
+    assert torch.allclose(norms, torch.stack([length(gradients, 0), length(gradients, 1)]))
+    assert torch.allclose(length(cut, 0), norms[0]) and torch.allclose(length(cut, 1), torch.tensor(1.0), atol=1e-4)
+    assert all(map(torch.equal, clipped_by_slot(gradients, 2, None)[0], gradients))
 
 
 @pytest.mark.parametrize("sharing", ["shared", "group", "agent"])

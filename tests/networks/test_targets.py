@@ -1,10 +1,13 @@
 """Copies that stay behind: no gradient reaches them, and they follow by a share, buffers at once."""
 
+from copy import deepcopy
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
-from martes.networks.targets import follow, still_copy
+from martes.networks.targets import copied_with, follow, still_copy
 
 
 def network(value: float) -> nn.Module:
@@ -44,3 +47,50 @@ def test_hooks_of_a_copy_are_its_own() -> None:
     module(torch.zeros(2))
     still(torch.zeros(2))
     assert called == ["module", "both", "copy", "both"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What never changes."""
+
+    names: tuple[str, ...] = ("a", "b")
+
+
+class Tied(nn.Module):
+    """All that a module may hold: what is tied, shared or written to, other modules, and itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+        self.again = self.first
+        self.rows = nn.ModuleList([nn.Linear(2, 2)])
+        self.memory = nn.GRU(2, 2)
+        """It has a way of its own to be made from what is saved."""
+        self.settings, self.count, self.seen = Settings(), 3, [torch.zeros(1)]
+        self.parts = (self.first, *self.rows)
+        self.me = [self]
+
+
+def test_a_still_copy_is_what_deepcopy_makes_and_shares_settings_alone() -> None:
+    module = Tied()
+    slow, still = deepcopy(module), still_copy(module)
+    assert still.state_dict().keys() == slow.state_dict().keys()
+    assert all(torch.equal(each, still.state_dict()[name]) for name, each in slow.state_dict().items())
+    assert vars(still).keys() - vars(slow).keys() == {"_followed"}
+    for copy in (slow, still):
+        assert copy.second.weight is copy.first.weight and copy.again is copy.first
+        assert copy.parts == (copy.first, *copy.rows) and copy.me == [copy]
+    assert still.settings is module.settings
+    own = {id(each) for each in (*module.parameters(), module.seen[0], module.seen, *module.modules())}
+    assert not own & {id(each) for each in (*still.parameters(), still.seen[0], still.seen, *still.modules())}
+    known = {each.data_ptr() for each in module.parameters()}
+    assert not known & {each.data_ptr() for each in still.parameters()}
+    assert torch.equal(still.memory(torch.ones(1, 2))[0], module.memory(torch.ones(1, 2))[0])
+
+
+def test_a_copy_has_the_tensors_that_it_is_given() -> None:
+    module = nn.Linear(2, 2)
+    copy = copied_with(module, {id(module.weight): nn.Parameter(module.weight.detach())})
+    assert copy.weight.data_ptr() == module.weight.data_ptr() and copy.weight is not module.weight
+    assert copy.bias.data_ptr() != module.bias.data_ptr()

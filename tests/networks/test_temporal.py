@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from martes.data import Discrete, Schema, TeamSpec, Vector, Workspace
+from martes.data import Discrete, Field, Schema, TeamSpec, Vector, Workspace
 from martes.data.trees import leaves
 from martes.envs.batched.engine import BatchedEnv
 from martes.errors import DataError
@@ -244,3 +244,66 @@ def test_part_for_action_leaves_the_critic_out() -> None:
     policy, critic = Policy(team, Network(), "shared", generator), Critic(team, Network(), "local", "shared", generator)
     part = Chain(policy, critic).part_for("action")
     assert list(part.members) == [policy]
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_a_continuous_action_is_scored_even_where_its_sample_was_not_recorded(stepwise: bool) -> None:
+    chain, workspace = recorded(WORLDS["continuous"], NETWORKS["gru"])
+    told = replay(chain, workspace, given=("action",), stepwise=stepwise)
+    inside = workspace["sample"].abs().amax(-1) < 3
+    assert inside.float().mean() > 0.5
+    assert torch.allclose(told["log_prob"][inside], workspace["log_prob"][inside], atol=0.01)
+    assert torch.equal(told["action"], workspace["action"])
+
+
+class Counted(TemporalModule):
+    """Writes how many steps it has seen in this episode, times what is seen."""
+
+    reads, writes = ("obs",), ("feature",)
+
+    def initial_memory(self, envs: int) -> Tensor:
+        return torch.zeros(envs, 1)
+
+    def step(self, inputs, memory):
+        return {"feature": inputs["obs"].sum(-1) * (memory + 1)}, memory + 1
+
+
+class Valued(TemporalModule):
+    """A critic of what another module has made."""
+
+    reads, writes = ("feature",), ("value",)
+
+    def step(self, inputs, memory):
+        return {"value": 2 * inputs["feature"]}, memory
+
+    def value(self, inputs, memory):
+        return self.step(inputs, memory)[0]["value"]
+
+
+def test_a_value_sees_what_earlier_members_make_of_the_step() -> None:
+    seen = {"obs": torch.full((2, 3, 1), 5.0)}
+    chain = Chain(Counted(), Valued())
+    _, memory = chain.step(seen, chain.initial_memory(2))
+    assert chain.value(seen, memory).tolist() == [[20.0] * 3] * 2
+    _, after = chain.step(seen, memory)
+    assert chain.value(seen, after).tolist() == [[30.0] * 3] * 2
+
+
+class Goal(TemporalModule):
+    """Adds a constant of the environment to what is seen."""
+
+    reads, writes = ("obs", "goal"), ("sum",)
+
+    def step(self, inputs, memory):
+        return {"sum": inputs["obs"].sum(-1) + inputs["goal"]}, memory
+
+
+@pytest.mark.parametrize("stepwise", [False, True])
+def test_a_constant_is_the_same_at_every_step_of_a_replay(stepwise: bool) -> None:
+    team = TeamSpec(("a_0", "a_1"), {"a": (0, 1)}, {"a": Vector(1)}, {"a": Discrete(2)})
+    schema = Schema.from_team(team).extended(goal=Field(axes="env agent"), sum=Field())
+    workspace = Workspace(schema, time=2, envs=3)
+    workspace["goal"] = torch.arange(6.0).view(3, 2)
+    workspace["obs"] = torch.arange(3.0).view(3, 1, 1, 1).expand(3, 3, 2, 1)
+    told = replay(Goal(), workspace, stepwise=stepwise)["sum"]
+    assert told.tolist() == [[[0, 1], [2, 3], [4, 5]], [[1, 2], [3, 4], [5, 6]]]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from torch import nn
 
 from martes.algorithms.ppo import PPO
 from martes.data import Discrete, TeamSpec, TimeStep, Vector
@@ -180,3 +181,25 @@ def test_an_episode_without_end_is_refused(monkeypatch):
     monkeypatch.setattr(module, "LONGEST", 100)
     with pytest.raises(EnvError, match="no end after 100 steps: give the environment a time limit"):
         evaluate(Idle(), Endless(), 5, 0)
+
+
+class Doubting(Idle):
+    """Takes down in which mode it acts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubt, self.still, self.modes = nn.Dropout(0.5), nn.Dropout(0.5).eval(), list[bool]()
+
+    def step(self, inputs, memory):
+        self.modes.append(self.training or self.doubt.training)
+        return super().step(inputs, memory)
+
+
+def test_nothing_is_dropped_out_and_what_trained_trains_afterwards():
+    policy = Doubting()
+    evaluate(policy, Scripted(), 2, seed=1)
+    assert policy.modes and not any(policy.modes)
+    assert policy.training and policy.doubt.training and not policy.still.training
+    with pytest.raises(EnvError, match="nan"):
+        evaluate(policy, Scripted(nan_at=1), 2, seed=1)
+    assert policy.training and policy.doubt.training

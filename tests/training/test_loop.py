@@ -9,16 +9,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from martes.algorithms.imitation import BehaviourCloning
 from martes.algorithms.ppo import PPO
 from martes.data import Workspace
 from martes.envs import process
+from martes.envs.batched.engine import BatchedEnv
 from martes.envs.wrappers import Wrap
-from martes.errors import CheckpointError, EnvError, NonFiniteError
+from martes.errors import CheckpointError, ConfigError, EnvError, NonFiniteError
 from martes.training import checkpoint
 from martes.training.collect import Collector
+from martes.training.log import Log
 from martes.training.loop import averaged, is_due
 from martes.training.run import RunFolder
 from martes.training.seeding import generator_of, seed_of
+from martes.training.session import Session
 from tests.training.walks import Walk, a_run, trained, with_env
 
 
@@ -80,8 +84,6 @@ def test_the_loop_is_collect_and_update_and_evaluation_changes_nothing(whole, tm
     trained(other, tmp_path)
     assert same(policy(whole), policy(tmp_path))
 
-    from martes.envs.batched.engine import BatchedEnv
-
     env = BatchedEnv(Walk(), 2)  # the same run by hand: no evaluation, no log, no checkpoint
     learner = run.algorithm.learner(env.team, generator_of(3, "learning"))
     collector = Collector(env, learner, generator_of(3, "acting"))
@@ -89,6 +91,38 @@ def test_the_loop_is_collect_and_update_and_evaluation_changes_nothing(whole, tm
     for _ in range(10):
         learner.update(collector.collect())
     assert same(policy(whole), learner.policy.state_dict())
+
+
+def test_an_environment_is_closed_for_which_no_learner_can_be_made(tmp_path):
+    closed = []
+
+    class Closing(BatchedEnv):
+        def close(self):
+            closed.append(self)
+
+    run = replace(a_run(), algorithm=BehaviourCloning())
+    with Log(tmp_path, run.logging, 1, "walk", True) as log, pytest.raises(ConfigError, match="learns what others did"):
+        Session(run, RunFolder(tmp_path), log, lambda task, copies, device: Closing(Walk(), copies))
+    assert len(closed) == 1
+
+
+def test_each_environment_is_closed_whatever_comes_of_the_others(tmp_path):
+    closed = []
+
+    class Stuck(BatchedEnv):
+        def close(self):
+            closed.append(self)
+            raise EnvError("it does not close")
+
+    run = a_run()
+    with (
+        Log(tmp_path, run.logging, 1, "walk", True) as log,
+        pytest.raises(EnvError, match="it does not close"),
+        Session(run, RunFolder(tmp_path), log, lambda task, copies, device: Stuck(Walk(), copies)) as session,
+    ):
+        session.begin()
+        session.evaluate()
+    assert len(closed) == 2
 
 
 def test_no_global_randomness_is_used(tmp_path, global_randomness_unused):

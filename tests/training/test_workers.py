@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from martes.algorithms.maddpg import MADDPG
 from martes.algorithms.ppo import PPO
+from martes.algorithms.q_learning import QLearning
 from martes.data import VectorEnv, Workspace
 from martes.data.experience import Rollouts
 from martes.envs.batched.engine import BatchedEnv
@@ -21,6 +22,7 @@ from martes.envs.single import serial_env
 from martes.errors import ConfigError, EnvError
 from martes.networks import Network, Policy, TemporalModule
 from martes.networks.deterministic import ActionNoise
+from martes.networks.q_values import Exploration
 from martes.training.collect import Collector
 from martes.training.seeding import generator_of, seed_of
 from martes.training.workers import Asked, Role, Workers
@@ -235,6 +237,16 @@ def test_who_acts_at_random_at_first_stops_doing_so(end: float, unchecked):
         workers.push()
         workers.collected()
         assert policy.is_random is False and policy.rate == end
+
+
+def test_a_rate_that_begins_as_a_whole_number_falls_in_workers_too(unchecked):
+    config = QLearning(exploration=Exploration(start=1, end=0, steps=10))
+    learner = config.learner(World().team, torch.Generator().manual_seed(0))
+    with Workers(world_lane, Role.of(learner), lanes=1, hosting=hosted(0)) as workers:
+        learner.policy.rate = config.exploration.rate(10)
+        workers.push()
+        workers.collected()
+        assert workers._crew._policy.rate == 0  # pyright: ignore
 
 
 def test_a_push_brings_parameters_buffers_and_rates(unchecked):

@@ -128,8 +128,8 @@ class TeamOfTuples:
             self._masks(row["action_mask"])
         elif self.team.masks_actions:
             masks = _sequence(info.get("action_mask"), len(self._agents))
-            for agent, mask in zip(self._agents, masks, strict=True):
-                self._seats.allow(row, agent, _mask(mask), is_over)
+            for agent, mask, is_here in zip(self._agents, masks, here, strict=True):
+                self._seats.allow(row, agent, _mask(mask), is_over or not is_here)
 
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """A picture. Raises EnvError where the environment draws none."""

@@ -173,8 +173,8 @@ class PlainTeam:
         rows, here = self._rows(seen.observations, where, len(self._agents)), self._attendance.here
         self._seats.show(row, {agent: rows[index] for index, agent in enumerate(self._agents) if here[index]})
         if self.team.masks_actions:
-            for agent, mask in zip(self._agents, self._masks(seen.masks, len(self._agents)), strict=True):
-                self._seats.allow(row, agent, mask, is_over)
+            for agent, mask, is_here in zip(self._agents, self._masks(seen.masks, len(here)), here, strict=True):
+                self._seats.allow(row, agent, mask, is_over or not is_here)
         if self._state is not None:
             row["state"][...] = self._numbers(seen.state, row["state"].size)
 

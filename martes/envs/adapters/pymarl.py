@@ -204,6 +204,10 @@ class PymarlTeam:
                 )
         return np.stack(rows)
 
+    def is_recording(self) -> bool:
+        """Does the game itself record its episodes?"""
+        return method(self._env, "save_replay") is not None
+
     def save_replay(self) -> None:
         """Saves what the game itself records. Raises EnvError where it records nothing."""
         save = method(self._env, "save_replay")

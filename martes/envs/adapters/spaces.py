@@ -192,7 +192,7 @@ class Seats:
                 row[name][gone] = 0
 
     def allow(self, row: Row, agent: str, mask: object = None, is_over: bool = False) -> None:
-        """Writes which actions are legal for an agent; None, or none at all when it `is_over`, allows all that exist.
+        """Writes which actions are legal for an agent; None, or none at all when it `is_over` for it, allows all.
 
         Raises EnvError for a mask of another size, and where an agent that plays on has no legal action.
         """

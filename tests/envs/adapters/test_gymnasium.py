@@ -295,6 +295,16 @@ def test_tuples_with_masks_in_their_infos():
     assert played.reset(0)["action_mask"].tolist() == [[True, False, False], [False, True, True]]
 
 
+def test_who_has_left_needs_no_legal_action():
+    raw = Pair((Pair.seen, 0, [True, False], False), (Pair.seen, 0, False, False), mask=([1, 0], [0, 1, 1]))
+    played = Played(TeamOfTuples(raw))
+    played.reset(0)
+    raw.mask = {"action_mask": ([0, 0], [1, 0, 0])}
+    for row in (played.step([0, 0]), played.step([0, 0])):
+        assert row["agent_mask"].tolist() == [False, True]
+        assert row["action_mask"].tolist() == [[True, True, False], [True, False, False]]
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

@@ -169,6 +169,26 @@ def test_who_is_done_alone_is_absent_from_then_on():
     assert played.reset()["agent_mask"].all()
 
 
+def test_who_has_left_needs_no_legal_action():
+    class Leaving(Walk):
+        legal = np.ones((2, 3))
+
+        def get_legal_actions(self):
+            return self.legal
+
+        def step(self, actions):
+            obs, *_ = super().step(actions)
+            self.legal = np.array([[0, 0, 0], [0, 1, 0]])
+            return obs, 0, [True, False], {}
+
+    raw = Leaving()
+    played = Played(PlainTeam(raw))
+    played.reset(0)
+    for row in (played.step([0, 0]), played.step([0, 1])):
+        assert row["agent_mask"].tolist() == [False, True]
+        assert row["action_mask"].tolist() == [[True, True, True], [False, True, False]]
+
+
 ENDS = [
     ("a done is terminal", None, (True, {}), 0.0),
     ("a done that the info calls truncated is not", None, (True, {"truncated": True}), 1.0),

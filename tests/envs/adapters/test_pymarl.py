@@ -242,6 +242,7 @@ def test_replays_statistics_and_pictures():
     Played(team).reset(0)
     team.save_replay()
     assert raw.saved == 1
+    assert team.is_recording() and not PymarlTeam(Wrapped()).is_recording()
     assert team.statistics() == {"battles_won": 0, "restarts": 0}
     with pytest.raises(EnvError, match=r"Battle has no render\(mode='rgb_array'\)"):
         team.render()

@@ -42,7 +42,9 @@ class DecisionTransformer:
     reward: Literal["own", "mean", "sum"] = "own"
     """Whose return is told: each agent's own, or the mean or sum over the whole team, whoever of it is there."""
     batch: BatchSize = 16
-    """Whole episodes of one gradient step."""
+    """Episodes of one gradient step."""
+    sequence: int | None = None
+    """Successive steps of each of them to learn from, wherever they begin; none: all, which long episodes forbid."""
     ratio: UpdateRatio = 0.002
     """Gradient steps for each environment step (learning from data alone, none of these is made: they only count)."""
     rollout: int = 32
@@ -63,6 +65,7 @@ class DecisionTransformer:
         refuse("algorithm.store.alpha", self.store.alpha, self.store.alpha > 0, "0: every episode is equally likely")
         refuse_beyond(self, NATURAL, "warmup")
         refuse_beyond(self, COUNT, "context", "batch", "rollout")
+        refuse_beyond(self, COUNT, "sequence", or_none=True)
         refuse_beyond(self, POSITIVE, "ratio", "lr", "adam_eps")
         refuse_beyond(self, POSITIVE, "max_grad_norm", or_none=True)
 
@@ -97,13 +100,30 @@ class DecisionLearner:
         return self.policy.fields()
 
     def update(self, batch: Workspace) -> Metrics:
-        """Learns from whole episodes, one gradient step; returns what to watch."""
+        """Learns from episodes, whole or a stretch of each, one gradient step; returns what to watch."""
         inputs = self._inputs(batch)
         self._ask(inputs["return_to_go"][0])
+        batch, inputs = self.stretch(batch, inputs)
         metrics = self.descent(batch, inputs).watched
         self.policy.observe(inputs, batch.mask)
         self.updates += 1
         return metrics | {"asked_return": self.policy.asked.mean()}
+
+    def stretch(self, batch: Workspace, inputs: dict[str, Tensor]) -> tuple[Workspace, dict[str, Tensor]]:
+        """`sequence` steps of each episode, all of its stretches equally likely; a shorter episode whole.
+
+        The returns that are told stay those to the end of the episode.
+        """
+        length = min(self.config.sequence or batch.time, batch.time)
+        if length == batch.time:
+            return batch, inputs
+        generator = self.experience.generator
+        beginnings = (batch["counted"].sum(0) - length).clamp(min=0) + 1
+        share = torch.rand(batch.envs, generator=generator, device=generator.device, dtype=torch.float64)
+        first = (share.to(batch.device) * beginnings).long()
+        row = (first + torch.arange(length, device=batch.device).unsqueeze(1)).clamp(max=batch.time - 1)
+        every = torch.arange(batch.envs, device=batch.device)
+        return batch.crops(first, length), {name: each[row, every] for name, each in inputs.items()}
 
     def loss(self, batch: Workspace) -> tuple[Tensor, Metrics]:
         """L = -mean log pi(a_t | a_{t-1}, R_t, o_t, and those before) over the choices that agents made.

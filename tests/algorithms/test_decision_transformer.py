@@ -108,3 +108,42 @@ def test_what_cannot_be_is_refused() -> None:
         DecisionTransformer(tokens=2)
     with pytest.raises(ConfigError, match="every episode is equally likely"):
         DecisionTransformer(store=replace(SMALL.store, alpha=0.5))
+
+
+def test_stretches_begin_anywhere_and_keep_what_is_to_come() -> None:
+    learner, batch = taught("dying", replace(SMALL, sequence=3))
+    whole = learner.returns(batch)
+    lengths = batch["counted"].sum(0)
+    assert batch.time > 3 and int(lengths.min()) < int(lengths.max())
+    begun = [set[int]() for _ in range(batch.envs)]
+    for _ in range(100):
+        part, inputs = learner.stretch(batch, learner._inputs(batch))
+        assert part.time == 3 and inputs["return_to_go"].shape[0] == 3
+        for env in range(batch.envs):
+            fits = [
+                first
+                for first in range(max(int(lengths[env]) - 3, 0) + 1)
+                if torch.equal(
+                    part["reward"][: lengths[env], env], batch["reward"][first : first + 3, env][: lengths[env]]
+                )
+                and torch.equal(
+                    inputs["return_to_go"][: lengths[env], env], whole[first : first + 3, env][: lengths[env]]
+                )
+            ]
+            assert fits, "a stretch is of successive steps of its own episode"
+            begun[env] |= {*fits} if len(fits) == 1 else set()
+            assert int(part["counted"][:, env].sum()) >= min(3, int(lengths[env]))
+            assert int(learner._counted(part)[:, env].any(-1).sum()) <= min(3, int(lengths[env]))
+    longest = int(lengths.argmax())
+    assert begun[longest] == {*range(int(lengths[longest]) - 2)}
+    before = [each.clone() for each in learner.policy.parameters()]
+    asked = learner.update(batch)["asked_return"]
+    assert not all(map(torch.equal, learner.policy.parameters(), before))
+    assert torch.allclose(asked, whole[0].amax(0).mean(), atol=1e-5), "what is asked is the return of a whole episode"
+
+
+def test_a_stretch_as_long_as_the_longest_episode_is_the_whole() -> None:
+    (one, batch), (other, same) = taught("dying"), taught("dying", replace(SMALL, sequence=1000))
+    one.update(batch)
+    other.update(same)
+    assert all(map(torch.equal, one.policy.parameters(), other.policy.parameters()))

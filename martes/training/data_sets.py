@@ -8,7 +8,8 @@ import torch
 
 from martes.data import Fields, Schema, TeamSpec, Workspace
 from martes.data.data_set import as_data_set, data_set, possible
-from martes.envs.adapters.spaces import Seats, ours
+from martes.envs.adapters.seats import Seats
+from martes.envs.adapters.spaces import ours
 from martes.errors import DataError, require
 
 HDF5 = (".h5", ".hdf5")

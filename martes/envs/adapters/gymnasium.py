@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from martes.conversion import refuse_unknown
 from martes.data.options import options_of
 from martes.envs.adapters.episodes import Attendance, flags, per_agent, picture
-from martes.envs.adapters.spaces import Seats, team_of
+from martes.envs.adapters.seats import Seats, team_of
 from martes.envs.batched.foraging import foraging
 from martes.envs.single import Result, Row, SingleEnv, limited
 from martes.errors import ConfigError, EnvError, nearest, require

@@ -12,7 +12,7 @@ from pettingzoo.utils.env import ParallelEnv
 
 from martes.data import Vector
 from martes.envs.adapters.episodes import counted, picture
-from martes.envs.adapters.spaces import Seats, team_of
+from martes.envs.adapters.seats import Seats, team_of
 from martes.envs.single import Result, Row
 from martes.errors import ConfigError, EnvError
 

@@ -20,7 +20,7 @@ from martes.envs.adapters.episodes import (
     seeder,
     takes,
 )
-from martes.envs.adapters.spaces import Seats, team_of
+from martes.envs.adapters.seats import Seats, team_of
 from martes.envs.single import Result, Row
 from martes.errors import EnvError
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from martes.data import Continuous, Discrete, TimeStep
-from martes.envs.adapters.spaces import team_of
+from martes.envs.adapters.seats import team_of
 from martes.envs.adapters.vmas_simulation import Chance, Held, Simulation, begun, observed_in, plain, reopened
 from martes.errors import ConfigError, EnvError, nearest, require
 

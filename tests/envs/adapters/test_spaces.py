@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from martes.data import Continuous, Discrete, Image, MultiDiscrete, Vector
-from martes.envs.adapters.spaces import Seats, acted, native, observed, ours, team_of
+from martes.envs.adapters.seats import Seats, team_of
+from martes.envs.adapters.spaces import acted, native, observed, ours
 from martes.envs.single import Board
 from martes.errors import ConfigError, EnvError
 
@@ -296,3 +297,20 @@ def test_masks_that_cannot_be() -> None:
         table.seats.allow(table.row, "a", np.zeros(3))
     table.seats.allow(table.row, "a", np.zeros(3), is_over=True)
     assert table.row["action_mask"].all()
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_the_ends_of_a_box_are_reached_and_never_passed(kind: type) -> None:
+    box = spaces.Box(np.array([-0.1, 0.0], kind), np.array([0.1, 0.7], kind), dtype=kind)
+    team = team_of({"a": spaces.Discrete(2)}, {"a": box})
+    for end, bound in zip(team.bounds, (box.low, box.high), strict=True):
+        done = native(box)(end[0].numpy())
+        assert isinstance(done, np.ndarray) and done.dtype == kind
+        assert box.contains(done), done
+        assert np.allclose(done, bound, atol=1e-7)
+
+
+def test_real_numbers_that_stand_for_whole_ones_are_rounded() -> None:
+    box = spaces.Box(-2, 3, (3,), np.int64)
+    done = native(box)(np.array([-1.6, 0.4, 2.9], np.float32))
+    assert isinstance(done, np.ndarray) and done.tolist() == [-2, 0, 3] and box.contains(done)

@@ -1,6 +1,7 @@
 """What every test stands on: shapes checked at run time, one thread, reproducible randomness, snapshots."""
 
 import random
+import signal
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, register_random, settings  # noqa: E402
 
 torch.set_num_threads(1)  # tests run side by side, one process a core
+# Where a shell's background job ignores it, what tests start would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class GlobalGenerator:

@@ -189,7 +189,8 @@ class MADDPGLearner:
             metrics |= self.descent(batch, taken, self._noise(batch)).watched
             self._follow(config.tau)
         self.policy.observe(batch)
-        self.critics.observe(self._at(batch, slice(0, batch.time)), self._valued(batch).squeeze(-1))
+        if self.critics.norm is not None:
+            self.critics.observe(self._at(batch, slice(0, batch.time)), self._valued(batch).squeeze(-1))
         self._explore(self.experience.env_steps)
         return metrics | {"noise": torch.tensor(self.policy.rate, dtype=torch.float64)}
 

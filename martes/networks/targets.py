@@ -42,7 +42,7 @@ def copied_with(module: Module, known: Mapping[int, Tensor]) -> Module:
     for part in parts:
         # Of a module's two dozen attributes nearly all are empty or never change, and deepcopy asks long about each.
         own = vars(copies[id(part)])
-        for name, each in vars(part).items():
+        for name, each in part.__getstate__().items():  # what is compiled is bound to the module, and is no part of it
             own[name] = type(each)() if type(each) in EMPTY and not each else _copied(each, stands)
     return deepcopy(module, stands)
 

@@ -135,6 +135,7 @@ for name, metric in moved[0][1].items():
     "case",
     [
         'PPO(**small, epochs=2, minibatches=1), WORLDS["dying"]',
+        'PPO(**small, epochs=2, minibatches=1, accumulate=2), WORLDS["masked"]',
         'MADDPG(**drawn, twin_critics=True, policy_delay=2, target_noise=0.2), WORLDS["continuous"]',
         'MADDPG(**drawn, sharing="agent", max_grad_norm=0.1), WORLDS["masked"]',
         'SAC(**drawn), WORLDS["continuous"]',
@@ -150,7 +151,7 @@ def test_what_is_compiled_stays_where_it_was_compiled() -> None:
     policy = QUICK.learner(BatchedEnv(World(), 1).team, torch.Generator()).policy
     policy.compile_acting(torch.device("cpu"))  # nothing is compiled before the first step
     assert "step" in vars(policy)
-    for other in (pickle.loads(pickle.dumps(policy)), deepcopy(policy), policy.part_for("action")):
+    for other in (pickle.loads(pickle.dumps(policy)), deepcopy(policy), policy.part_for("action"), policy.frozen()):
         assert "step" not in vars(other) and other.step.__self__ is other
         assert all(map(torch.equal, other.state_dict().values(), policy.state_dict().values()))
 
